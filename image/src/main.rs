@@ -1,0 +1,39 @@
+//! `postern`: builds the appliance image, signs a site's bundle, runs an image in QEMU.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod bundle_command;
+mod lock;
+mod run;
+
+/// Builds the appliance image, signs a site's bundle, runs an image in QEMU.
+#[derive(Debug, Parser)]
+#[command(name = "postern", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pins every package of the appliance by version and hash.
+    Lock(lock::Args),
+    /// Builds the disk image from the lock.
+    Build(build::Args),
+    /// Boots an image in QEMU.
+    Run(run::Args),
+    /// Writes, checks, signs and verifies a site's bundle.
+    #[command(subcommand)]
+    Bundle(bundle_command::Command),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Lock(args) => lock::run(&args),
+        Command::Build(args) => build::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Bundle(command) => bundle_command::run(&command),
+    }
+}
