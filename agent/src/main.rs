@@ -1,8 +1,85 @@
 //! `postern-agent`: everything that runs on the box, one process per privilege.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod client;
+mod control;
+mod device;
+mod host;
 mod ipc;
 mod message;
+mod net;
 mod plan;
+mod proxy;
+mod relay;
+mod unseal;
 
-fn main() {}
+/// What runs on the box, one process per privilege.
+#[derive(Debug, Parser)]
+#[command(name = "postern-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Configures the NICs and holds the listening sockets (unit postern-net).
+    Net,
+    /// Sets host name, DNS, time servers and the clock floor (unit postern-host).
+    Host,
+    /// Takes bundles and drives the other processes (unit postern-agent).
+    Agent,
+    /// Judges one bundle that comes over standard input, then exits (unit postern-unseal@).
+    Unseal,
+    /// The TURN relay (unit postern-relay).
+    Relay,
+    /// The web proxy (unit postern-proxy).
+    Proxy,
+    /// Puts the device keys in place, then exits (unit postern-device).
+    Device,
+    /// Shows what is observed on this box.
+    Status {
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hands a bundle to the agent and says what became of it.
+    Apply {
+        /// The NAME.postern file.
+        bundle: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("POSTERN_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .without_time()
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Cli::parse().command {
+        Command::Net => net::run(),
+        Command::Host => host::run(),
+        Command::Agent => control::run(),
+        Command::Unseal => unseal::run(),
+        Command::Relay => relay::run(),
+        Command::Proxy => proxy::run(),
+        Command::Device => device::run(),
+        Command::Status { json } => client::status(json),
+        Command::Apply { bundle } => client::apply(&bundle),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
