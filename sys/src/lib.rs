@@ -5,4 +5,5 @@
 
 #![expect(unsafe_code, reason = "this crate exists to fence the unsafe calls in")]
 
+pub mod device_mapper;
 pub mod fd_passing;
