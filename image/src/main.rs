@@ -7,6 +7,8 @@ mod build;
 mod bundle_command;
 mod lock;
 mod run;
+#[expect(dead_code, reason = "its users land after it")]
+mod tree;
 
 /// Builds the appliance image, signs a site's bundle, runs an image in QEMU.
 #[derive(Debug, Parser)]
