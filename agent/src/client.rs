@@ -1,6 +1,7 @@
 //! What a person calls on the box: `status` and `apply`, over D-Bus to the agent.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 /// Prints the status.
 pub(crate) fn status(_json: bool) -> anyhow::Result<()> {
@@ -8,6 +9,12 @@ pub(crate) fn status(_json: bool) -> anyhow::Result<()> {
 }
 
 /// Hands over a bundle.
-pub(crate) fn apply(_bundle: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("`apply` is not here yet")
+pub(crate) fn apply(_bundle: &Path) -> ExitCode {
+    tracing::error!("`apply` is not here yet");
+    ExitCode::FAILURE
+}
+
+/// Keeps what waits for a confirmation by hand.
+pub(crate) fn confirm() -> anyhow::Result<()> {
+    anyhow::bail!("`confirm` is not here yet")
 }

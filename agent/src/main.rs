@@ -7,12 +7,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod client;
+mod console;
 mod control;
 mod device;
 mod host;
 mod ipc;
+mod log;
 mod message;
 mod net;
+mod notify;
 mod plan;
 mod proxy;
 mod relay;
@@ -53,17 +56,14 @@ enum Command {
         /// The NAME.postern file.
         bundle: PathBuf,
     },
+    /// Keeps what waits for a confirmation by hand.
+    Confirm,
+    /// Prints what a person at the box wants to know, again at each change (unit postern-console).
+    Console,
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("POSTERN_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .without_time()
-        .with_writer(std::io::stderr)
-        .init();
+    log::init();
     let result = match Cli::parse().command {
         Command::Net => net::run(),
         Command::Host => host::run(),
@@ -73,7 +73,9 @@ fn main() -> ExitCode {
         Command::Proxy => proxy::run(),
         Command::Device => device::run(),
         Command::Status { json } => client::status(json),
-        Command::Apply { bundle } => client::apply(&bundle),
+        Command::Apply { bundle } => return client::apply(&bundle),
+        Command::Confirm => client::confirm(),
+        Command::Console => console::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@
 //! | [`UNSEAL_SOCKET`] | postern-unseal, one process per connection | postern-agent |
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ pub(crate) const AGENT_SOCKET: &str = "/run/postern/agent/slices";
 pub(crate) const UNSEAL_SOCKET: &str = "/run/postern/unseal";
 /// Written by `postern-net` alone, read by all: [`LastKnownGood`] as JSON. The one commit point.
 pub(crate) const LKG_FILE: &str = "/var/lib/postern/net/lkg";
+
+/// Written by the agent alone, read by unseal: the newest verified trust blobs, as in a bundle.
+pub(crate) const TRUST_FILE: &str = "/var/lib/postern/agent/trust";
 
 /// The generation in force after the last confirmation, and the serial floor it raised.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -61,7 +65,11 @@ pub(crate) enum NetReply {
     /// Applied or reverted: what was in force before, what is now (`None`: the rescue plan),
     /// how many kernel writes it took, how long in microseconds.
     Applied { before: Option<Generation>, now: Option<Generation>, writes: u32, micros: u64 },
-    /// The observed state, for status; the shape is `net::observe`'s.
+    /// The observed state. The agent reads these members, status shows all of them:
+    /// `generation` (in force, null: rescue plan), `in-order` (the kernel has what the plan says),
+    /// `faults` (one sentence for each local invariant that is broken; a NIC without carrier
+    /// breaks none), `gateways` (array of `{address, interface, reachable}`), `links`,
+    /// `listeners`.
     Observed(serde_json::Value),
     /// Addresses and transports of the sockets that come beside this message, in order.
     Listeners(Vec<crate::plan::ListenerPlan>),
@@ -99,6 +107,8 @@ pub(crate) enum HostReply {
 pub(crate) enum SliceRequest {
     /// Serve this: the slice comes beside it as a sealed memfd (JSON of the service's slice).
     Serve(Generation),
+    /// Serve nothing: close every listener. Only when there is no generation to go back to.
+    Stop,
     /// Report the status object that `postern-agent status --json` shows for this service.
     Report,
 }
@@ -111,7 +121,10 @@ pub(crate) enum SliceReply {
     Ready(Generation),
     /// Still serving what it served before; the text says why.
     Failed(Generation, String),
-    /// The status object.
+    /// Serving nothing.
+    Stopped,
+    /// The status object. From the proxy, `upstreams` is an array of objects with `url` or
+    /// `host`, `reachable` (true, false, or null until it was first asked) and `reason`.
     Report(serde_json::Value),
 }
 
@@ -145,11 +158,14 @@ pub(crate) enum UnsealReply {
         require: Vec<String>,
         /// Whether the agent may confirm by itself.
         auto_confirm: bool,
+        /// How long after Apply `postern-net` takes an unconfirmed generation back.
+        deadline: Duration,
         /// The same serial and digest as last known good: nothing to do.
         unchanged: bool,
         /// Version of the trust in force after this bundle.
         trust_version: u64,
     },
-    /// Refused; `code` is a stable word, `reason` a sentence for people.
+    /// Refused; `code` is a stable word, `reason` a sentence for people. When the bundle carried
+    /// verified trust above what was stored, it comes beside this as a sealed memfd.
     Refused { code: String, reason: String },
 }
