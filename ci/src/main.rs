@@ -1,2 +1,2 @@
-//! placeholder
+//! `cargo ci`: every check, the tests and the demo.
 fn main() {}
