@@ -5,10 +5,24 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod bundle_command;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod disk;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod fat;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod gpt;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod initrd;
 mod lock;
 mod run;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod squashfs;
 #[expect(dead_code, reason = "its users land after it")]
 mod tree;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod uki;
+#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
+mod verity;
 
 /// Builds the appliance image, signs a site's bundle, runs an image in QEMU.
 #[derive(Debug, Parser)]
