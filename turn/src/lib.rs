@@ -1,1 +1,65 @@
-//! placeholder
+//! A sans-IO TURN server: [`Server`] takes datagrams and the time, and says what to do next.
+//!
+//! # Specifications
+//!
+//! | section | what | code | test (`tests/it`, unless said) |
+//! |---|---|---|---|
+//! | [RFC 8489] §5, §14 | message format | `stun::message` | `stun::tests` (RFC 5769) |
+//! | RFC 8489 §6.3 | requests, indications, unknown attributes (420) | `server::request` | `requests.rs` |
+//! | RFC 8489 §9.2 | long-term credentials, 401, 438 | `server::authentication`, `nonce` | `credentials.rs` |
+//! | RFC 8489 §14.5 | attributes after MESSAGE-INTEGRITY do not count | `stun::message` | `credentials.rs` |
+//! | RFC 8489 §14.7 | FINGERPRINT | `stun::integrity` | `stun::tests` |
+//! | [RFC 8656] §5 | only the user that made an allocation changes it (441) | `server::request` | `credentials.rs` |
+//! | RFC 8656 §7 | Allocate, retransmissions, EVEN-PORT, RESERVATION-TOKEN | `server::allocate`, `relay_port` | `allocate.rs` |
+//! | RFC 8656 §8 | Refresh | `server::request` | `allocate.rs` |
+//! | RFC 8656 §9, §10 | permissions, CreatePermission | `permission`, `server::request` | `peers.rs` |
+//! | RFC 8656 §11 | Send and Data indications | `server::relay` | `relay.rs` |
+//! | RFC 8656 §12 | channels | `channel`, `server::relay` | `relay.rs` |
+//! | RFC 8656 §7.2 (403), §21 | peer policy | `policy`, `special_purpose` | `peers.rs`, their own |
+//!
+//! Left out so far: TCP framing of clients, TCP allocations (RFC 6062), two families in one
+//! allocation, DONT-FRAGMENT (420, as RFC 8656 §7.2 asks of who cannot), ICMP, SHA-256 and
+//! USERHASH, mobility (RFC 8016), bandwidth limits. Left out for good: NAT behaviour discovery
+//! (RFC 5780), which needs two public addresses.
+//!
+//! # Use
+//!
+//! After each `handle_*` and command, drain [`Server::poll_output`] until it says
+//! [`Output::Timeout`]. `handle_client` and `handle_peer` are the data path: what they return is
+//! to be sent at once and borrows nothing.
+//!
+//! # Invariants
+//!
+//! 1. A relay port belongs to at most one allocation and is inside the media range.
+//! 2. A packet to one of this box's own addresses never leaves the process.
+//! 3. No datagram makes this crate panic: a malformed one is counted and dropped.
+//! 4. Nothing is allocated on the heap for a relayed packet.
+//!
+//! [RFC 8489]: https://www.rfc-editor.org/rfc/rfc8489
+//! [RFC 8656]: https://www.rfc-editor.org/rfc/rfc8656
+#![forbid(unsafe_code)]
+
+mod allocation;
+mod channel;
+mod config;
+mod five_tuple;
+mod nonce;
+mod output;
+mod permission;
+mod policy;
+mod quota;
+mod random;
+mod relay_port;
+mod reply_limit;
+mod server;
+mod special_purpose;
+mod status;
+pub mod stun;
+
+pub use crate::config::{Config, ConfigError, Face, Quotas, ReplyRate, Settings};
+pub use crate::five_tuple::{Family, FiveTuple, Side, Transport};
+pub use crate::output::{Destination, Event, Output, Prefix, Relayed};
+pub use crate::policy::{Denial, Reach};
+pub use crate::relay_port::RelayPort;
+pub use crate::server::Server;
+pub use crate::status::{Counters, Status};

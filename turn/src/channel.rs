@@ -1,0 +1,100 @@
+//! Channels (RFC 8656 §12).
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::permission::Verdict;
+
+/// RFC 8656 §12.
+pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+
+/// Octets before the data of a ChannelData message (RFC 8656 §12.4).
+pub(crate) const CHANNEL_HEADER_LENGTH: usize = 4;
+
+/// A channel number, 0x4000 to 0x4FFF.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub(crate) struct ChannelNumber(u16);
+
+impl ChannelNumber {
+    /// The number, if it is one.
+    pub(crate) fn new(number: u16) -> Option<Self> {
+        (0x4000..=0x4FFF).contains(&number).then_some(Self(number))
+    }
+
+    pub(crate) const fn to_be_bytes(self) -> [u8; 2] {
+        self.0.to_be_bytes()
+    }
+}
+
+/// A number that stands for a peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Channel {
+    pub(crate) number: ChannelNumber,
+    pub(crate) peer: SocketAddr,
+    pub(crate) expires_at: Instant,
+    pub(crate) verdict: Verdict,
+}
+
+/// Why a channel cannot be bound.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum BindError {
+    /// The number has another peer, or the peer another number.
+    Conflict,
+    /// There are too many.
+    Full,
+}
+
+/// The channels of one allocation: one number per peer, one peer per number.
+#[derive(Debug, Default)]
+pub(crate) struct Channels(Vec<Channel>);
+
+impl Channels {
+    /// The live channel with that number.
+    pub(crate) fn by_number(
+        &mut self,
+        number: ChannelNumber,
+        now: Instant,
+    ) -> Option<&mut Channel> {
+        self.0.iter_mut().find(|channel| channel.number == number && channel.expires_at > now)
+    }
+
+    /// The number of the live channel to that peer.
+    pub(crate) fn by_peer(&self, peer: SocketAddr, now: Instant) -> Option<ChannelNumber> {
+        let mut channels = self.0.iter();
+        let found = channels.find(|channel| channel.peer == peer && channel.expires_at > now);
+        found.map(|channel| channel.number)
+    }
+
+    /// Whether [`Self::bind`] would work.
+    pub(crate) fn check(
+        &mut self,
+        number: ChannelNumber,
+        peer: SocketAddr,
+        limit: usize,
+        now: Instant,
+    ) -> Result<(), BindError> {
+        self.0.retain(|channel| channel.expires_at > now);
+        let same = |channel: &Channel| (channel.number == number, channel.peer == peer);
+        match self.0.iter().map(same).find(|(number, peer)| *number || *peer) {
+            Some((true, true)) => Ok(()),
+            Some(_) => Err(BindError::Conflict),
+            None if self.0.len() >= limit => Err(BindError::Full),
+            None => Ok(()),
+        }
+    }
+
+    /// Binds or refreshes a channel that [`Self::check`] passed.
+    pub(crate) fn bind(
+        &mut self,
+        number: ChannelNumber,
+        peer: SocketAddr,
+        verdict: Verdict,
+        now: Instant,
+    ) {
+        let fresh = Channel { number, peer, expires_at: now + CHANNEL_LIFETIME, verdict };
+        match self.0.iter_mut().find(|channel| channel.number == number) {
+            Some(channel) => *channel = fresh,
+            None => self.0.push(fresh),
+        }
+    }
+}

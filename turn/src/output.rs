@@ -1,0 +1,184 @@
+//! What a server wants done.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::channel::{CHANNEL_HEADER_LENGTH, ChannelNumber};
+use crate::five_tuple::{FiveTuple, Side, Transport};
+use crate::relay_port::RelayPort;
+use crate::stun::{
+    AttributeType, Class, HEADER_LENGTH, Method, TransactionId, encode_type, xor_address_bytes,
+};
+
+/// What to do next; see [`Server::poll_output`](crate::Server::poll_output).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Output {
+    /// Send this to the client from the server's address of the 5-tuple.
+    Reply {
+        /// To whom.
+        client: FiveTuple,
+        /// A whole STUN message.
+        message: Vec<u8>,
+    },
+    /// Bind UDP sockets to these addresses, both or none, and call
+    /// [`Server::handle_relay_opened`](crate::Server::handle_relay_opened) or
+    /// [`Server::handle_relay_refused`](crate::Server::handle_relay_refused).
+    OpenRelay {
+        /// The port of both.
+        port: RelayPort,
+        /// On LAN2.
+        outside: SocketAddr,
+        /// On LAN1.
+        inside: Option<SocketAddr>,
+    },
+    /// Close the sockets of this port.
+    CloseRelay(RelayPort),
+    /// Something the owner may want to know.
+    Event(Event),
+    /// Nothing more to do until a datagram comes, or until this time: call
+    /// [`Server::handle_timeout`](crate::Server::handle_timeout) then.
+    Timeout(Option<Instant>),
+}
+
+/// Something the owner may want to know.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// Wrong password or unknown user, with a valid nonce: the source is not forged.
+    RefusedCredentials {
+        /// USERNAME as it came, with what is not UTF-8 replaced.
+        user: String,
+        /// Where from.
+        source: SocketAddr,
+    },
+    /// No port of the media range was left, or the total quota was used up: answered with 508.
+    Exhausted,
+    /// An allocation was made.
+    Allocated {
+        /// For whom.
+        client: FiveTuple,
+        /// By which name.
+        user: Arc<str>,
+        /// XOR-RELAYED-ADDRESS.
+        relayed: SocketAddr,
+    },
+    /// An allocation ended.
+    Freed {
+        /// Whose.
+        client: FiveTuple,
+        /// XOR-RELAYED-ADDRESS.
+        relayed: SocketAddr,
+    },
+}
+
+/// A packet to pass on: [`Prefix`], then `payload` of the datagram just handled, then `padding`
+/// octets of zero. Nothing was copied or allocated for it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Relayed {
+    /// To whom.
+    pub to: Destination,
+    /// What goes before.
+    pub prefix: Prefix,
+    /// Which octets of the datagram.
+    pub payload: Range<usize>,
+    /// How many octets of zero go behind.
+    pub padding: usize,
+}
+
+/// Where a relayed packet goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Destination {
+    /// To a client, from the server's address of its 5-tuple.
+    Client(FiveTuple),
+    /// To a peer, from the relay port's socket on that side.
+    Peer {
+        /// From which port.
+        relay: RelayPort,
+        /// From which face.
+        side: Side,
+        /// To whom.
+        peer: SocketAddr,
+    },
+}
+
+/// Octets of the longest prefix: header, XOR-PEER-ADDRESS with IPv6, header of DATA.
+const MAX_PREFIX: usize = HEADER_LENGTH + 24 + 4;
+
+/// Up to 48 octets, held inline.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Prefix {
+    bytes: [u8; MAX_PREFIX],
+    length: usize,
+}
+
+impl Prefix {
+    /// The octets.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    const EMPTY: Self = Self { bytes: [0; MAX_PREFIX], length: 0 };
+
+    fn push(&mut self, octets: &[u8]) {
+        self.bytes[self.length..self.length + octets.len()].copy_from_slice(octets);
+        self.length += octets.len();
+    }
+}
+
+impl Relayed {
+    /// The bare payload to a peer.
+    pub(crate) const fn to_peer(
+        relay: RelayPort,
+        side: Side,
+        peer: SocketAddr,
+        payload: Range<usize>,
+    ) -> Self {
+        let to = Destination::Peer { relay, side, peer };
+        Self { to, prefix: Prefix::EMPTY, payload, padding: 0 }
+    }
+
+    /// A ChannelData message (RFC 8656 §12.4); padded over TCP only (§12.5).
+    pub(crate) fn channel_data(
+        client: FiveTuple,
+        number: ChannelNumber,
+        payload: Range<usize>,
+    ) -> Option<Self> {
+        let length = u16::try_from(payload.len()).ok()?;
+        let mut prefix = Prefix::EMPTY;
+        prefix.push(&number.to_be_bytes());
+        prefix.push(&length.to_be_bytes());
+        debug_assert_eq!(prefix.length, CHANNEL_HEADER_LENGTH);
+        let padding = match client.transport {
+            Transport::Udp => 0,
+            Transport::Tcp => payload.len().next_multiple_of(4) - payload.len(),
+        };
+        Some(Self { to: Destination::Client(client), prefix, payload, padding })
+    }
+
+    /// A Data indication (RFC 8656 §11.4).
+    pub(crate) fn data_indication(
+        client: FiveTuple,
+        peer: SocketAddr,
+        transaction: TransactionId,
+        payload: Range<usize>,
+    ) -> Option<Self> {
+        let (address, address_length) = xor_address_bytes(peer, transaction);
+        let padded = payload.len().next_multiple_of(4);
+        let length = u16::try_from(4 + address_length + 4 + padded).ok()?;
+        let data_length = u16::try_from(payload.len()).ok()?;
+        let mut prefix = Prefix::EMPTY;
+        prefix.push(&encode_type(Class::Indication, Method::DATA).to_be_bytes());
+        prefix.push(&length.to_be_bytes());
+        prefix.push(&crate::stun::MAGIC_COOKIE);
+        prefix.push(&transaction.0);
+        prefix.push(&AttributeType::XOR_PEER_ADDRESS.0.to_be_bytes());
+        prefix.push(&u16::try_from(address_length).ok()?.to_be_bytes());
+        prefix.push(&address[..address_length]);
+        prefix.push(&AttributeType::DATA.0.to_be_bytes());
+        prefix.push(&data_length.to_be_bytes());
+        let padding = padded - payload.len();
+        Some(Self { to: Destination::Client(client), prefix, payload, padding })
+    }
+}

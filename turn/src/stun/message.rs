@@ -1,0 +1,274 @@
+//! The STUN header and the walk over its attributes (RFC 8489 §5, §14).
+
+use std::net::SocketAddr;
+
+use crate::stun::attribute::{AttributeType, Attributes, ErrorCode, decode_xor_address};
+use crate::stun::integrity::{self, Key};
+
+/// Octets before the first attribute.
+pub const HEADER_LENGTH: usize = 20;
+
+/// RFC 8489 §5.
+pub(crate) const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+
+/// Octets of a whole MESSAGE-INTEGRITY attribute.
+pub(crate) const INTEGRITY_LENGTH: usize = 24;
+
+/// Octets of a whole FINGERPRINT attribute.
+pub(crate) const FINGERPRINT_LENGTH: usize = 8;
+
+/// Pairs a response with its request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct TransactionId(pub [u8; 12]);
+
+/// What a message is (RFC 8489 §5).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Class {
+    /// Wants an answer.
+    Request,
+    /// Wants none.
+    Indication,
+    /// The answer when it worked.
+    Success,
+    /// The answer when it did not.
+    Error,
+}
+
+/// What a message is about; 12 bits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Method(pub u16);
+
+impl Method {
+    /// Binding (RFC 8489 §18.2).
+    pub const BINDING: Self = Self(0x001);
+    /// Allocate (RFC 8656 §17).
+    pub const ALLOCATE: Self = Self(0x003);
+    /// Refresh.
+    pub const REFRESH: Self = Self(0x004);
+    /// Send indication.
+    pub const SEND: Self = Self(0x006);
+    /// Data indication.
+    pub const DATA: Self = Self(0x007);
+    /// CreatePermission.
+    pub const CREATE_PERMISSION: Self = Self(0x008);
+    /// ChannelBind.
+    pub const CHANNEL_BIND: Self = Self(0x009);
+}
+
+/// Why a datagram is no STUN message; it is counted and dropped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ParseError {
+    /// Shorter than a header.
+    #[error("shorter than a STUN header")]
+    Short,
+    /// The first two bits are not zero, or the magic cookie is missing.
+    #[error("not STUN: no magic cookie")]
+    NotStun,
+    /// The length field disagrees with the datagram or is no multiple of four.
+    #[error("length field says {said} octets, the datagram holds {held}")]
+    Length {
+        /// What the header says.
+        said: usize,
+        /// What came.
+        held: usize,
+    },
+    /// An attribute reaches beyond the end.
+    #[error("attribute at offset {offset} reaches beyond the end")]
+    Attribute {
+        /// Where it starts.
+        offset: usize,
+    },
+    /// FINGERPRINT is there and wrong.
+    #[error("FINGERPRINT is wrong")]
+    Fingerprint,
+}
+
+/// A well-formed STUN message that borrows its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    bytes: &'a [u8],
+    class: Class,
+    method: Method,
+    transaction: TransactionId,
+    /// Where the attributes that count end: at MESSAGE-INTEGRITY, FINGERPRINT or the end.
+    honoured: usize,
+    integrity: Option<usize>,
+    fingerprint: bool,
+}
+
+impl<'a> Message<'a> {
+    /// Parses one datagram.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`ParseError`] for anything that is not exactly one STUN message.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let Some((header, _)) = bytes.split_first_chunk::<HEADER_LENGTH>() else {
+            return Err(ParseError::Short);
+        };
+        if header[0] & 0xC0 != 0 || header[4..8] != MAGIC_COOKIE {
+            return Err(ParseError::NotStun);
+        }
+        let said = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let held = bytes.len() - HEADER_LENGTH;
+        if said != held || said % 4 != 0 {
+            return Err(ParseError::Length { said, held });
+        }
+        let (class, method) = decode_type(u16::from_be_bytes([header[0], header[1]]));
+        let mut transaction = [0; 12];
+        transaction.copy_from_slice(&header[8..]);
+        let mut message = Self {
+            bytes,
+            class,
+            method,
+            transaction: TransactionId(transaction),
+            honoured: bytes.len(),
+            integrity: None,
+            fingerprint: false,
+        };
+        message.walk()?;
+        Ok(message)
+    }
+
+    /// Finds the end of what counts, MESSAGE-INTEGRITY and FINGERPRINT.
+    fn walk(&mut self) -> Result<(), ParseError> {
+        let mut offset = HEADER_LENGTH;
+        let mut closed = false;
+        while offset < self.bytes.len() {
+            let Some(head) = self.bytes[offset..].first_chunk::<4>() else {
+                return Err(ParseError::Attribute { offset });
+            };
+            let kind = AttributeType(u16::from_be_bytes([head[0], head[1]]));
+            let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+            let next = offset + 4 + length.next_multiple_of(4);
+            if next > self.bytes.len() {
+                return Err(ParseError::Attribute { offset });
+            }
+            if kind == AttributeType::FINGERPRINT && length == 4 && next == self.bytes.len() {
+                let crc = integrity::fingerprint(&self.bytes[..offset]);
+                if self.bytes[offset + 4..next] != crc.to_be_bytes() {
+                    return Err(ParseError::Fingerprint);
+                }
+                self.fingerprint = true;
+            }
+            let closes = matches!(
+                kind,
+                AttributeType::MESSAGE_INTEGRITY
+                    | AttributeType::MESSAGE_INTEGRITY_SHA256
+                    | AttributeType::FINGERPRINT
+            );
+            if closes && !closed {
+                self.honoured = offset;
+                closed = true;
+                if kind == AttributeType::MESSAGE_INTEGRITY
+                    && next - offset == INTEGRITY_LENGTH
+                    && length == INTEGRITY_LENGTH - 4
+                {
+                    self.integrity = Some(offset);
+                }
+            }
+            offset = next;
+        }
+        Ok(())
+    }
+
+    /// Request, indication or response.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        self.class
+    }
+
+    /// What it is about.
+    #[must_use]
+    pub const fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Pairs a response with its request.
+    #[must_use]
+    pub const fn transaction(&self) -> TransactionId {
+        self.transaction
+    }
+
+    /// Whether it carries a (correct) FINGERPRINT.
+    #[must_use]
+    pub const fn has_fingerprint(&self) -> bool {
+        self.fingerprint
+    }
+
+    /// Whether it carries MESSAGE-INTEGRITY.
+    #[must_use]
+    pub const fn has_integrity(&self) -> bool {
+        self.integrity.is_some()
+    }
+
+    /// Whether MESSAGE-INTEGRITY was made with `key`; compares in constant time.
+    #[must_use]
+    pub fn verify(&self, key: &Key) -> bool {
+        let Some(offset) = self.integrity else {
+            return false;
+        };
+        let value = &self.bytes[offset + 4..offset + INTEGRITY_LENGTH];
+        integrity::verify(key, &self.bytes[..offset], value)
+    }
+
+    /// The attributes that count, in order.
+    #[must_use]
+    pub fn attributes(&self) -> Attributes<'a> {
+        Attributes::new(&self.bytes[HEADER_LENGTH..self.honoured])
+    }
+
+    /// The value of the first attribute of this type (RFC 8489 §14: only the first counts).
+    #[must_use]
+    pub fn attribute(&self, kind: AttributeType) -> Option<&'a [u8]> {
+        self.attributes().find(|(found, _)| *found == kind).map(|(_, value)| value)
+    }
+
+    /// The address in the first XOR-...-ADDRESS attribute of this type.
+    #[must_use]
+    pub fn xor_address(&self, kind: AttributeType) -> Option<SocketAddr> {
+        decode_xor_address(self.attribute(kind)?, self.transaction)
+    }
+
+    /// The code of an error response.
+    #[must_use]
+    pub fn error_code(&self) -> Option<ErrorCode> {
+        let value = self.attribute(AttributeType::ERROR_CODE)?.first_chunk::<4>()?;
+        Some(ErrorCode(u16::from(value[2] & 7) * 100 + u16::from(value[3])))
+    }
+
+    /// Where the value of the first attribute of this type is in the datagram.
+    pub(crate) fn attribute_range(&self, kind: AttributeType) -> Option<std::ops::Range<usize>> {
+        let mut attributes = self.attributes();
+        loop {
+            let before = attributes.remaining();
+            let (found, value) = attributes.next()?;
+            if found == kind {
+                let start = self.honoured - before + 4;
+                return Some(start..start + value.len());
+            }
+        }
+    }
+}
+
+/// RFC 8489 §5, figure 3: the class bits sit inside the method.
+fn decode_type(bits: u16) -> (Class, Method) {
+    let class = match (bits & 0x0100 != 0, bits & 0x0010 != 0) {
+        (false, false) => Class::Request,
+        (false, true) => Class::Indication,
+        (true, false) => Class::Success,
+        (true, true) => Class::Error,
+    };
+    (class, Method(bits & 0x000F | (bits & 0x00E0) >> 1 | (bits & 0x3E00) >> 2))
+}
+
+/// The inverse of [`decode_type`].
+pub(crate) fn encode_type(class: Class, method: Method) -> u16 {
+    let class = match class {
+        Class::Request => 0,
+        Class::Indication => 0x0010,
+        Class::Success => 0x0100,
+        Class::Error => 0x0110,
+    };
+    class | method.0 & 0x000F | (method.0 & 0x0070) << 1 | (method.0 & 0x0F80) << 2
+}

@@ -1,0 +1,12 @@
+//! Tests of the whole server: datagrams and time in, actions out.
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod allocate;
+mod credentials;
+mod heap;
+mod hostile;
+mod lab;
+mod peers;
+mod relay;
+mod requests;
+mod swap;
