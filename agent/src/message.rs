@@ -65,11 +65,8 @@ pub(crate) enum NetReply {
     /// Applied or reverted: what was in force before, what is now (`None`: the rescue plan),
     /// how many kernel writes it took, how long in microseconds.
     Applied { before: Option<Generation>, now: Option<Generation>, writes: u32, micros: u64 },
-    /// The observed state. The agent reads these members, status shows all of them:
-    /// `generation` (in force, null: rescue plan), `in-order` (the kernel has what the plan says),
-    /// `faults` (one sentence for each local invariant that is broken; a NIC without carrier
-    /// breaks none), `gateways` (array of `{address, interface, reachable}`), `links`,
-    /// `listeners`.
+    /// The observed state; the shape is `net::observe`'s, and the agent's `control::probe` judges
+    /// it.
     Observed(serde_json::Value),
     /// Addresses and transports of the sockets that come beside this message, in order.
     Listeners(Vec<crate::plan::ListenerPlan>),
