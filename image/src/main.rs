@@ -5,6 +5,8 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod bundle_command;
+#[expect(dead_code, reason = "its users land after it")]
+mod deb;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod disk;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
@@ -14,6 +16,8 @@ mod gpt;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod initrd;
 mod lock;
+#[expect(dead_code, reason = "its users land after it")]
+mod recipe;
 mod run;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod squashfs;
