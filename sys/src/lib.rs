@@ -7,3 +7,4 @@
 
 pub mod device_mapper;
 pub mod fd_passing;
+pub mod freebind;
