@@ -9,13 +9,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
-    listen, socket, sockopt,
+    listen, setsockopt, socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -70,6 +72,19 @@ impl Channel {
             return Ok(None);
         }
         Ok(Some((serde_json::from_slice(&buffer[..length])?, fds)))
+    }
+
+    /// Makes [`send`](Self::send) and [`receive`](Self::receive) give up after `timeout`, with
+    /// `WouldBlock`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of setsockopt(2).
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        let micros = timeout.as_micros().try_into().unwrap_or(i64::MAX);
+        let timeout = TimeVal::microseconds(micros);
+        setsockopt(&self.0, sockopt::ReceiveTimeout, &timeout)?;
+        Ok(setsockopt(&self.0, sockopt::SendTimeout, &timeout)?)
     }
 
     /// The uid of the process at the other end, as the kernel recorded it at connect time.
