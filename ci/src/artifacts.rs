@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -21,10 +22,50 @@ impl Artifacts {
     ///
     /// Fails with cargo.
     pub fn build() -> Result<Self> {
-        cargo(&["build", "--release", "-p", "postern-agent", "-p", "postern"])?;
+        if !are_built() {
+            cargo(&["build", "--release", "-p", "postern-agent", "-p", "postern"])?;
+        }
         let folder = target_folder().join("release");
         Ok(Self { agent: folder.join("postern-agent"), postern: folder.join("postern") })
     }
+}
+
+/// The lab's signing key and the trust blob made from it; the image carries the blob, so both are
+/// made once per target folder.
+///
+/// # Errors
+///
+/// Shows what `postern bundle keygen` said.
+pub fn signer(postern: &Path) -> Result<[PathBuf; 2]> {
+    let folder = target_folder().join("lab/signer");
+    let files = [folder.join("signer"), folder.join("signer.trust")];
+    if !files.iter().all(|file| file.exists()) {
+        std::fs::create_dir_all(&folder)?;
+        let words = ["bundle", "keygen", "signer"];
+        let status = Command::new(postern).args(words).current_dir(&folder).status()?;
+        ensure!(status.success(), "postern {}: {status}", words.join(" "));
+    }
+    Ok(files)
+}
+
+/// Builds the image with the lab's trust blob and returns its path.
+///
+/// As root, the build runs as `nobody`: it needs no privilege and this proves it.
+///
+/// # Errors
+///
+/// Shows what `postern build` said.
+pub fn image(artifacts: &Artifacts, output: &Path) -> Result<Duration> {
+    let init = build_init()?;
+    let [_, trust] = signer(&artifacts.postern)?;
+    let mut command = as_ordinary_user(&artifacts.postern, output)?;
+    command.args(["build", "--lock", "image/appliance.lock", "--recipe", "image/appliance.yaml"]);
+    command.arg("--agent").arg(&artifacts.agent).arg("--init").arg(init);
+    command.arg("--trust").arg(trust).arg("-o").arg(output).current_dir(repository());
+    let start = std::time::Instant::now();
+    let status = command.status()?;
+    ensure!(status.success(), "postern build: {status}");
+    Ok(start.elapsed())
 }
 
 /// Builds the initrd's static init and returns its path.
@@ -37,8 +78,22 @@ pub fn build_init() -> Result<PathBuf> {
     let flags = ["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"];
     let mut words = vec!["rustc", "--release", "-p", "postern-init", "--target", target];
     words.extend(flags);
-    cargo(&words)?;
+    if !are_built() {
+        cargo(&words)?;
+    }
     Ok(target_folder().join(target).join("release/postern-init"))
+}
+
+/// Whether whoever started this process has built everything already; the tests run as root, and
+/// must not leave root's files in a user's target folder.
+fn are_built() -> bool {
+    std::env::var_os("POSTERN_BUILT").is_some()
+}
+
+/// Where the lab's image is.
+#[must_use]
+pub fn image_path() -> PathBuf {
+    target_folder().join("lab/image/postern.img")
 }
 
 /// The repository's top folder.
@@ -71,4 +126,48 @@ pub fn cargo(words: &[&str]) -> Result<()> {
         .context("cannot run cargo")?;
     ensure!(status.success(), "cargo {}: {status}", words.join(" "));
     Ok(())
+}
+
+/// Where downloads are kept between runs; `POSTERN_STORE` for `postern` points there.
+fn store() -> PathBuf {
+    if let Some(folder) = std::env::var_os("POSTERN_STORE") {
+        return folder.into();
+    }
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/cache/postern/store");
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    cache.map_or_else(|| target_folder().join("store"), |cache| cache.join("postern/store"))
+}
+
+/// `program` as a user without privileges when this process is root and such a user can read the
+/// repository; the store and the folder of `output` become that user's.
+fn as_ordinary_user(program: &Path, output: &Path) -> Result<Command> {
+    let nobody = 65534;
+    let drop = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--"];
+    let store = store();
+    let folder = output.parent().context("a folder for the image")?;
+    std::fs::create_dir_all(folder)?;
+    std::fs::create_dir_all(&store)?;
+    let readable = |path: &Path| {
+        let check = Command::new("setpriv").args(drop).arg("test").arg("-r").arg(path).status();
+        check.is_ok_and(|status| status.success())
+    };
+    let root = nix::unistd::geteuid().is_root();
+    let mut command = if root && readable(&repository().join("Cargo.lock")) && readable(program) {
+        let mut chown = Command::new("chown");
+        let status = chown.arg("-R").arg(format!("{nobody}")).arg(folder).arg(&store).status()?;
+        ensure!(status.success(), "chown: {status}");
+        let mut command = Command::new("setpriv");
+        command.args(drop).arg(program);
+        command
+    } else {
+        if root {
+            println!("Building the image as root: other users cannot read this folder.");
+        }
+        Command::new(program)
+    };
+    command.env("POSTERN_STORE", store);
+    Ok(command)
 }

@@ -3,6 +3,9 @@
 #![expect(clippy::print_stdout, reason = "it says on the terminal what it does")]
 
 pub mod artifacts;
+pub mod bench;
+pub mod check;
+pub mod demo;
 pub mod end_to_end;
 pub mod lab;
 pub mod packages;

@@ -26,6 +26,7 @@ pub const LAB: &[&str] = &[
     "libnss3-tools",
     "openssh-client",
     "openssl",
+    "procps",
 ];
 
 /// To boot the image and to check it with foreign readers.

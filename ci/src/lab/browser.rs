@@ -159,3 +159,27 @@ pub fn flags(home: &str) -> Vec<String> {
     flags.push(format!("--user-data-dir={home}/profile"));
     flags
 }
+
+/// Writes a script that opens a visible Chromium on `host` with the display of whoever runs it.
+///
+/// # Errors
+///
+/// Returns what writing said.
+pub fn write_launcher(host: &Host, authority: &str, script: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    prepare_home(host, authority)?;
+    let home = host.directory().join("browser");
+    let mut words: Vec<String> = flags(&home.display().to_string());
+    words.retain(|word| word != "--headless=new" && !word.ends_with("/profile"));
+    let text = format!(
+        "#!/bin/sh\nexec nsenter --target {} --net --mount -- env HOME={home} \
+         DISPLAY=\"$DISPLAY\" XAUTHORITY=\"${{XAUTHORITY:-$HOME/.Xauthority}}\" \
+         chromium {} --user-data-dir={home}/visible https://cmsweb.octavio.com/\n",
+        host.init(),
+        words.join(" "),
+        home = home.display()
+    );
+    fs::write(script, text)?;
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}

@@ -82,6 +82,25 @@ impl NamespaceEdge {
             .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// Resident memory of each process in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Says when /proc cannot be read.
+    pub fn resident_memory(&self) -> Result<Vec<(String, u64)>> {
+        let listing = self.host.run("ps -eo rss=,args= | grep '[p]ostern-agent '")?;
+        let mut found = Vec::new();
+        for line in listing.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let [rss, .., name] = words[..]
+                && !line.contains("setpriv")
+            {
+                found.push((name.to_owned(), rss.parse::<u64>()? * 1024));
+            }
+        }
+        Ok(found)
+    }
+
     /// The log of one of its processes, such as `postern-relay`.
     #[must_use]
     pub fn log(&self, unit: &str) -> String {
@@ -137,6 +156,12 @@ impl MachineEdge {
         command.args(["--net", "tap=tap1,tap2", "--serial-log"]).arg(&console);
         let machine = host.daemon("machine", &mut command)?;
         Ok(Self { machine, console })
+    }
+
+    /// The file with the serial console.
+    #[must_use]
+    pub fn console_path(&self) -> &Path {
+        &self.console
     }
 
     /// Everything the serial console has shown.
@@ -204,10 +229,11 @@ fn prepare_files(
             host.run(&format!("install -d -m {mode} -o {user} -g {group} {path}"))?;
         }
     }
-    host.run(&format!(
-        "install -m 0600 '{}' /var/lib/postern/device/postern.device",
-        site.device_key().display()
-    ))?;
+    for file in site.device_files()? {
+        let name = file.file_name().context("a file")?.to_string_lossy();
+        let to = format!("/var/lib/postern/device/{name}");
+        host.run(&format!("install -m 0600 '{}' {to}", file.display()))?;
+    }
     host.set_resolver("127.0.0.53")
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::certificates::Authority;
 use super::topology::InnerPath;
+use crate::artifacts;
 
 /// The folder with everything that belongs to the site.
 #[derive(Debug)]
@@ -53,7 +54,10 @@ impl SiteFiles {
         let site = Self { folder: folder.to_owned(), postern: postern.to_owned(), turn_password };
         // JSON is YAML.
         write_private(&site.folder.join("octavio.secrets.yaml"), &secrets.to_string())?;
-        site.postern(&["bundle", "keygen", "signer"])?;
+        for file in artifacts::signer(postern)? {
+            let name = file.file_name().context("a file")?.to_owned();
+            fs::copy(&file, site.folder.join(name))?;
+        }
         site.postern(&["bundle", "keygen", "--device", "vcse"])?;
         Ok(site)
     }
@@ -64,19 +68,40 @@ impl SiteFiles {
     ///
     /// Shows what `postern bundle sign` said.
     pub fn sign(&self, variant: Variant) -> Result<PathBuf> {
-        let text = site_text(variant)?;
-        let site = self.folder.join("octavio.site.yaml");
-        fs::write(&site, text)?;
+        self.write_site(variant)?;
         let bundle = self.folder.join(format!("octavio-{}.postern", variant.serial));
+        self.sign_current("signer", &bundle)?;
+        Ok(bundle)
+    }
+
+    /// Signs the reference site under `serial` with the key `signer` of this folder.
+    ///
+    /// # Errors
+    ///
+    /// Shows what `postern bundle sign` said.
+    pub fn sign_as(&self, signer: &str, serial: u64) -> Result<PathBuf> {
+        self.write_site(Variant { serial, inner: InnerPath::DeclaredPeer })?;
+        let bundle = self.folder.join(format!("octavio-{serial}-{signer}.postern"));
+        self.sign_current(signer, &bundle)?;
+        Ok(bundle)
+    }
+
+    /// Signs the site file as it lies in the folder.
+    ///
+    /// # Errors
+    ///
+    /// Shows what `postern bundle sign` said.
+    pub fn sign_current(&self, signer: &str, bundle: &Path) -> Result<()> {
         let out = bundle.to_str().context("a path in UTF-8")?;
+        let trust = format!("{signer}.trust");
         let words = [
             "bundle",
             "sign",
             "octavio.site.yaml",
             "--key",
-            "signer",
+            signer,
             "--trust",
-            "signer.trust",
+            &trust,
             "--device",
             "vcse=vcse.device.pub",
             "--secrets",
@@ -84,8 +109,12 @@ impl SiteFiles {
             "-o",
             out,
         ];
-        self.postern(&words)?;
-        Ok(bundle)
+        self.postern(&words).map(drop)
+    }
+
+    fn write_site(&self, variant: Variant) -> Result<()> {
+        fs::write(self.folder.join("octavio.site.yaml"), site_text(variant)?)?;
+        Ok(())
     }
 
     /// The trust blob that goes into the image.
@@ -98,6 +127,31 @@ impl SiteFiles {
     #[must_use]
     pub fn device_key(&self) -> PathBuf {
         self.folder.join("vcse.device")
+    }
+
+    /// The same keys as `postern-agent device` leaves them on a box: `seal`, `identity` and what
+    /// says where they come from.
+    ///
+    /// # Errors
+    ///
+    /// Says when the file is not a pair of device keys.
+    pub fn device_files(&self) -> Result<Vec<PathBuf>> {
+        let text = fs::read_to_string(self.device_key())?;
+        let pair: serde_json::Value = serde_json::from_str(&text)?;
+        let folder = self.folder.join("device");
+        fs::create_dir_all(&folder)?;
+        let seal = pair["seal"].as_str().context("no seal key")?;
+        let identity = pair["identity"].as_str().context("no identity key")?;
+        let mut files = Vec::new();
+        for (name, text) in [("seal", seal), ("identity", identity), ("origin", "flashed")] {
+            let file = folder.join(name);
+            write_private(&file, &format!("{}\n", text.trim_end()))?;
+            files.push(file);
+        }
+        let public = folder.join("device.pub");
+        fs::copy(self.folder.join("vcse.device.pub"), &public)?;
+        files.push(public);
+        Ok(files)
     }
 
     /// The folder of it all.
@@ -129,7 +183,7 @@ impl SiteFiles {
 
 /// The reference site file with the variant's differences.
 fn site_text(variant: Variant) -> Result<String> {
-    let text = fs::read_to_string(crate::artifacts::repository().join("docs/octavio.site.yaml"))?;
+    let text = fs::read_to_string(artifacts::repository().join("docs/octavio.site.yaml"))?;
     let serial = format!("serial: {} ", variant.serial);
     let mut edits = vec![
         // The name is asked of the split DNS, so that the split is seen.
