@@ -6,22 +6,23 @@
 //!   "last-known-good": {"generation": {…}, "floor": 7},
 //!   "pending": {"generation": {…}, "previous": {…}, "seconds-left": 93},
 //!   "in-order": true, "faults": [],
-//!   "links": [{"name": "lan1", "kernel-name": "ens3", "mac": "52:54:…",
+//!   "nics": [{"name": "lan1", "kernel-name": "ens3", "mac": "52:54:…",
 //!              "mac-source": "permanent", "current-mac": "52:54:…", "pci": "0000:00:03.0",
 //!              "up": true, "carrier": true, "mtu": 1500, "addresses": ["192.0.2.1/24"],
 //!              "tentative": [], "duplicate": [],
 //!              "routes": ["0.0.0.0/0 via 192.0.2.254 table main metric 100"],
 //!              "in-order": true, "problem": null}],
-//!   "gateways": [{"address": "192.0.2.254", "interface": "lan1", "reachable": true}],
+//!   "gateways": [{"address": "192.0.2.254", "interface": "lan1", "reachable": true,
+//!                 "reason": null}],
 //!   "rules": {"in-order": true, "found": ["from 192.0.2.1/32 table 101 priority 1000"]},
 //!   "ruleset": {"in-order": true, "problem": null},
-//!   "sysctls": {"in-order": true, "different": []},
+//!   "sysctls": {"in-order": true, "different": [], "absent": []},
 //!   "listeners": [{"owner": "proxy", "address": "192.0.2.1:443", "transport": "tcp"}],
 //!   "last-apply": {"serial": 7, "writes": 24, "micros": 21000}, "drift-repairs": 0 }
 //! ```
 //!
-//! `generation` and `pending` are null when there is none; under the rescue plan links have no
-//! `name`. `faults` has a sentence for each local invariant that is broken; a link without carrier
+//! `generation` and `pending` are null when there is none; under the rescue plan NICs have no
+//! `name`. `faults` has a sentence for each local invariant that is broken; a NIC without carrier
 //! breaks none. `reachable` is what the neighbour table says, null while it is being asked: asking
 //! for status makes the kernel ask a gateway that it knows nothing of.
 
@@ -50,8 +51,8 @@ pub(crate) async fn observe(engine: &Engine) -> anyhow::Result<Value> {
     let plan = engine.in_force.as_ref().map(|(_, plan)| plan);
     let wanted = desired(plan, &now);
     let changes = engine.network_changes(plan, &now);
-    let links = links(plan, &now, &changes);
-    let mut faults: Vec<String> = links.iter().filter_map(fault_of_link).collect();
+    let nics = nics(plan, &now, &changes);
+    let mut faults: Vec<String> = nics.iter().filter_map(fault_of_nic).collect();
 
     let rules: Vec<String> = now.rules.iter().map(ToString::to_string).collect();
     let wrong_rule =
@@ -70,6 +71,9 @@ pub(crate) async fn observe(engine: &Engine) -> anyhow::Result<Value> {
             faults.push(format!("{} is {found}, not {}", setting.path, setting.wanted));
         }
     }
+    let (settings, absent): (Vec<_>, Vec<_>) =
+        settings.into_iter().partition(|setting| setting.found.is_some());
+    let absent: Vec<String> = absent.into_iter().map(|setting| setting.path).collect();
     let different: Vec<Value> = settings
         .iter()
         .map(|d| json!({"path": d.path, "wanted": d.wanted, "found": d.found}))
@@ -81,7 +85,7 @@ pub(crate) async fn observe(engine: &Engine) -> anyhow::Result<Value> {
             faults.push(format!("{transport:?} {address} is not open"));
         }
     }
-    let settled = links.iter().all(|link| {
+    let settled = nics.iter().all(|link| {
         link["carrier"] != true || link["tentative"].as_array().is_none_or(Vec::is_empty)
     });
     let pending = engine.pending.as_ref().map(|pending| {
@@ -103,21 +107,21 @@ pub(crate) async fn observe(engine: &Engine) -> anyhow::Result<Value> {
         "in-order": faults.is_empty() && changes.is_empty() && settled,
         "faults": faults,
         "gateways": gateways(engine, plan, &now).await?,
-        "links": links,
+        "nics": nics,
         "rules": {"in-order": wrong_rule.is_none(), "found": rules},
         "ruleset": {
             "in-order": ruleset_in_order,
             "problem": ruleset.err().map(|error| error.to_string()),
         },
-        "sysctls": {"in-order": different.is_empty(), "different": different},
+        "sysctls": {"in-order": different.is_empty(), "different": different, "absent": absent},
         "listeners": engine.sockets.plans().collect::<Vec<_>>(),
         "last-apply": last_apply,
         "drift-repairs": engine.repairs,
     }))
 }
 
-/// What is wrong with a link of the plan, unless it has no carrier: then that is not known.
-fn fault_of_link(link: &Value) -> Option<String> {
+/// What is wrong with a NIC of the plan, unless it has no carrier: then that is not known.
+fn fault_of_nic(link: &Value) -> Option<String> {
     let name = link["name"].as_str()?;
     if link["carrier"] == false {
         return None;
@@ -155,7 +159,13 @@ async fn gateways(
         .into_iter()
         .map(|(interface, index, address)| {
             let reachable = known.get(&(index, address)).copied().flatten();
-            json!({"address": address, "interface": interface, "reachable": reachable})
+            let reason = (reachable == Some(false)).then_some("it does not answer ARP or ND");
+            json!({
+                "address": address,
+                "interface": interface,
+                "reachable": reachable,
+                "reason": reason,
+            })
         })
         .collect())
 }
@@ -175,7 +185,7 @@ fn ask(gateway: IpAddr) {
     }
 }
 
-fn links(plan: Option<&NetPlan>, now: &Snapshot, changes: &[Change]) -> Vec<Value> {
+fn nics(plan: Option<&NetPlan>, now: &Snapshot, changes: &[Change]) -> Vec<Value> {
     let Some(plan) = plan else {
         return now.links.iter().map(|link| nic(None, link, now, changes)).collect();
     };

@@ -248,7 +248,7 @@ fn a_plan_becomes_addresses_routes_rules_settings_and_a_ruleset() {
         assert!(nft_list().contains("iifname \"near2\" tcp dport 443"), "{}", nft_list());
         let now = observed(&engine).await;
         assert_eq!(now["in-order"], true, "{now:#}");
-        assert_eq!(now["links"][0]["mac-source"], "current");
+        assert_eq!(now["nics"][0]["mac-source"], "current");
         assert_eq!(now["pending"]["generation"]["serial"], 1);
     });
 }
@@ -412,7 +412,7 @@ fn a_nic_that_is_not_there_is_named_with_those_that_are() {
 fn swapped_nics_are_followed_and_shown() {
     engine_test(async |mut engine| {
         applied(&mut engine, 1, &plan()).await;
-        assert_eq!(observed(&engine).await["links"][0]["kernel-name"], "near1");
+        assert_eq!(observed(&engine).await["nics"][0]["kernel-name"], "near1");
         ip("link set near1 address 02:00:5e:00:53:03");
         ip(&format!("link set near2 address {MAC1}"));
         ip(&format!("link set near1 address {MAC2}"));
@@ -420,8 +420,8 @@ fn swapped_nics_are_followed_and_shown() {
         assert!(engine.repair(false).await > 0);
 
         let now = observed(&engine).await;
-        assert_eq!(now["links"][0]["kernel-name"], "near2");
-        assert_eq!(now["links"][0]["mac-source"], "current");
+        assert_eq!(now["nics"][0]["kernel-name"], "near2");
+        assert_eq!(now["nics"][0]["mac-source"], "current");
         assert_eq!(now["in-order"], true, "{now:#}");
         assert_eq!(addresses("near2"), ["192.0.2.1/24"]);
         assert_eq!(addresses("near1"), ["198.51.100.1/24"]);
