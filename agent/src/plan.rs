@@ -4,6 +4,14 @@
 //! `postern-unseal` makes these from a verified bundle. [`NetPlan`] goes to `postern-net`,
 //! [`HostPlan`] to `postern-host`, each slice to the one serving process it is for. Only slices
 //! carry secrets. All of them are values: equal plans mean nothing to do.
+//!
+//! A plan is made before anybody has looked at the machine, so it does not know what the kernel
+//! calls a NIC. Where a name is needed, in a match of the ruleset or as a component of a sysctl's
+//! path, it says `@lan1` or `@lan2`, and `postern-net` puts the kernel's name in.
+
+pub(crate) mod derive;
+mod ruleset;
+mod sysctls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

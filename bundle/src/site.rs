@@ -268,6 +268,13 @@ impl Site {
     }
 }
 
+/// A password without the newline that ends the file it came from.
+#[must_use]
+pub fn without_newline(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
+}
+
 /// Puts faults in the order of the file.
 pub(crate) fn sort(faults: &mut Vec<Fault>) {
     faults
