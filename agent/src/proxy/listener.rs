@@ -1,0 +1,210 @@
+//! From an accepted connection to hyper: limits, TLS, and the guard in between.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::Shared;
+use super::exchange::{self, Connection};
+use super::guard::{Guard, Verdicts};
+use super::head::MAX_FIELDS;
+use super::redirect;
+
+/// From accept to the end of the TLS handshake.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// How long a kept-alive connection waits for its next request.
+const KEEP_ALIVE_TIME: Duration = Duration::from_secs(75);
+/// Connections at a time, all told; each costs 20 to 60 kB.
+const MAX_CONNECTIONS: usize = 4096;
+/// The same from one source (IPv6: /64), wide enough for an office behind one address.
+const MAX_PER_SOURCE: usize = 512;
+/// A fatal alert `unrecognized_name` (RFC 8446 section 6, RFC 6066 section 3) as a record.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// What a listener does with its connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    /// Guests over TLS.
+    Tls,
+    /// Redirects.
+    Redirect,
+}
+
+impl Kind {
+    /// The word that status shows.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Redirect => "redirect",
+        }
+    }
+}
+
+/// Accepts until the task is aborted; connections live on.
+pub(super) async fn accept(shared: Arc<Shared>, listener: Arc<TcpListener>, kind: Kind) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => admit(&shared, stream, client, kind),
+            Err(error) => {
+                // Out of descriptors or memory: the backlog waits while connections end.
+                tracing::debug!(%error, "Cannot accept");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn admit(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, kind: Kind) {
+    let Some(place) = Sources::enter(shared, client.ip()) else {
+        shared.counters.refused_connections.add();
+        if let Some(suppressed) = shared.refusals.admit() {
+            tracing::warn!(%client, suppressed, "Connection refused: too many at a time");
+        }
+        return;
+    };
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let open = shared.counters.connections.enter();
+        if stream.set_nodelay(true).is_ok() {
+            match kind {
+                Kind::Tls => serve_tls(&shared, stream, client).await,
+                Kind::Redirect => serve_redirect(&shared, stream, client).await,
+            }
+        }
+        drop(open);
+        drop(place);
+    });
+}
+
+async fn serve_tls(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
+    let deadline = Instant::now() + HANDSHAKE_TIME;
+    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let Ok(Ok(mut start)) = timeout_at(deadline, acceptor).await else {
+        shared.counters.failed_handshakes.add();
+        return;
+    };
+    let Some(serving) = shared.serving.load_full() else { return };
+    let hello = start.client_hello();
+    let Some(certificate) = serving.certificate(hello.server_name()).map(Arc::clone) else {
+        shared.counters.unknown_names.add();
+        if let Some(suppressed) = shared.refusals.admit() {
+            let name = hello.server_name().unwrap_or_default();
+            tracing::info!(name, suppressed, "TLS for a name that is not served");
+        }
+        let goodbye = async {
+            start.io.write_all(&UNRECOGNIZED_NAME).await?;
+            start.io.shutdown().await
+        };
+        if let Ok(Err(error)) = timeout_at(deadline, goodbye).await {
+            tracing::debug!(%error, "Client did not wait for the alert");
+        }
+        return;
+    };
+    drop(serving);
+    let handshake = start.into_stream(Arc::clone(&certificate.config));
+    let stream = match timeout_at(deadline, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            shared.counters.failed_handshakes.add();
+            tracing::debug!(%client, %error, "TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            shared.counters.failed_handshakes.add();
+            return;
+        }
+    };
+    let verdicts = Verdicts::default();
+    let guard = Guard::new(stream, verdicts.clone());
+    let connection =
+        Arc::new(Connection { shared: Arc::clone(shared), client, certificate, verdicts });
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&connection);
+        async move { Ok::<_, Infallible>(exchange::answer(connection, request).await) }
+    });
+    // One protocol so far; with HTTP/2 the builder is chosen by ALPN here.
+    let served = http1().serve_connection(TokioIo::new(guard), service).with_upgrades().await;
+    if let Err(error) = served {
+        tracing::debug!(%client, %error, "Connection ended");
+    }
+}
+
+async fn serve_redirect(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
+    let verdicts = Verdicts::default();
+    let guard = Guard::new(stream, verdicts.clone());
+    let service = service_fn(|request| {
+        let response = redirect::answer(shared, client, &verdicts, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    if let Err(error) = http1().serve_connection(TokioIo::new(guard), service).await {
+        tracing::debug!(%client, %error, "Connection ended");
+    }
+}
+
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(KEEP_ALIVE_TIME)
+        .max_buf_size(32 * 1024)
+        .max_headers(MAX_FIELDS);
+    builder
+}
+
+/// Open connections by source.
+#[derive(Debug, Default)]
+pub(super) struct Sources(Mutex<(usize, HashMap<IpAddr, usize>)>);
+
+/// A connection's place under the limits; given back when dropped.
+struct Place {
+    shared: Arc<Shared>,
+    source: IpAddr,
+}
+
+impl Sources {
+    fn enter(shared: &Arc<Shared>, client: IpAddr) -> Option<Place> {
+        let source = source(client);
+        let mut counts = shared.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (total, by_source) = &mut *counts;
+        let count = by_source.get(&source).copied().unwrap_or(0);
+        if *total >= MAX_CONNECTIONS || count >= MAX_PER_SOURCE {
+            return None;
+        }
+        *total += 1;
+        by_source.insert(source, count + 1);
+        drop(counts);
+        Some(Place { shared: Arc::clone(shared), source })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.shared.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.0 -= 1;
+        if let Some(count) = counts.1.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.1.remove(&self.source);
+            }
+        }
+    }
+}
+
+/// What counts as one source: an IPv4 address, an IPv6 /64.
+fn source(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
+        v4 => v4,
+    }
+}
