@@ -223,6 +223,12 @@ impl ParsedSignature {
         &self.signer
     }
 
+    /// The key that the signature names.
+    #[must_use]
+    pub fn key(&self) -> SignerKey {
+        SignerKey(self.sshsig.public_key().clone().into())
+    }
+
     /// Whether the signature names this key.
     #[must_use]
     pub fn is_by(&self, key: &SignerKey) -> bool {

@@ -171,6 +171,16 @@ impl TrustBlob {
             .find(|signer| signature.is_by(&signer.key) && !self.is_revoked(&signer.key))
     }
 
+    /// The keys that may sign bundles, without the revoked ones.
+    pub fn live_signers(&self) -> impl Iterator<Item = &SignerKey> {
+        self.signers.iter().map(|signer| &signer.key).filter(|key| !self.is_revoked(key))
+    }
+
+    /// The keys that may change trust, without the revoked ones.
+    pub fn live_roots(&self) -> impl Iterator<Item = &SignerKey> {
+        self.roots.iter().filter(|key| !self.is_revoked(key))
+    }
+
     fn is_revoked(&self, key: &SignerKey) -> bool {
         self.revoked.contains(&key.fingerprint())
     }

@@ -205,7 +205,7 @@ pub fn authenticate(bytes: &[u8], trust: &TrustChain) -> Result<AuthenticBundle,
 /// Returns [`VerifyError::Digest`] for any other payload.
 pub fn reopen(bytes: &[u8], digest: &str) -> Result<AuthenticBundle, VerifyError> {
     let container = Container::parse(bytes)?;
-    let found = hex(&Sha256::digest(container.payload));
+    let found = self::digest(container.payload);
     if found != digest {
         return Err(VerifyError::Digest { found, expected: digest.to_owned() });
     }
@@ -243,7 +243,7 @@ impl AuthenticBundle {
     ) -> Result<Self, VerifyError> {
         let sections = Sections::parse(payload)?;
         let manifest = Manifest::parse(sections.manifest)?;
-        let digest = hex(&Sha256::digest(payload));
+        let digest = digest(payload);
         Ok(Self { manifest, payload: payload.to_vec(), digest, signers, trust })
     }
 
@@ -574,6 +574,12 @@ fn check_hashes(manifest: &Manifest, sections: &Sections<'_>) -> Result<(), Veri
         check("secrets", secrets, hash)?;
     }
     Ok(())
+}
+
+/// SHA-256 over a payload in lower-case hex: what names a bundle beside its serial.
+#[must_use]
+pub fn digest(payload: &[u8]) -> String {
+    hex(&Sha256::digest(payload))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -1,6 +1,7 @@
 //! `postern bundle`: keys, site file, signed bundle.
 
 mod check;
+mod files;
 mod keygen;
 mod new;
 mod show;
@@ -39,3 +40,6 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Split(args) => split::run(args),
     }
 }
+
+#[cfg(test)]
+mod tests;
