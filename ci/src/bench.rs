@@ -37,8 +37,7 @@ pub fn run(artifacts: &Artifacts) -> Result<()> {
 ///
 /// Shows the end of the console.
 pub fn boot(artifacts: &Artifacts, image: &Path) -> Result<Duration> {
-    let setup =
-        Setup { nics: Nics::Tap, inner: InnerPath::DeclaredPeer, wrong_guest_password: false };
+    let setup = Setup { nics: Nics::Tap, inner: InnerPath::DeclaredPeer };
     let lab = Lab::start(artifacts, setup)?;
     let bundle = lab.sign(7)?;
     let start = Instant::now();
@@ -58,8 +57,7 @@ fn build_without(image: &Path, artifacts: &Artifacts) -> Result<Duration> {
 
 /// Applies the reference site in a namespace and prints what the processes report.
 fn apply(artifacts: &Artifacts) -> Result<()> {
-    let setup =
-        Setup { nics: Nics::Veth, inner: InnerPath::DeclaredPeer, wrong_guest_password: false };
+    let setup = Setup { nics: Nics::Veth, inner: InnerPath::DeclaredPeer };
     let lab = Lab::start(artifacts, setup)?;
     let edge = lab.namespace_edge()?;
     let bundle = lab.sign(7)?;

@@ -20,8 +20,7 @@ use crate::lab::{Lab, Setup, browser};
 ///
 /// Says which step failed.
 pub fn run(artifacts: &Artifacts, image: &Path) -> Result<()> {
-    let setup =
-        Setup { nics: Nics::Tap, inner: InnerPath::DeclaredPeer, wrong_guest_password: false };
+    let setup = Setup { nics: Nics::Tap, inner: InnerPath::DeclaredPeer };
     step("Starting Internet, firewall, conference and DNS in network namespaces");
     let lab = Lab::start(artifacts, setup)?;
     step("Signing the site's bundle");

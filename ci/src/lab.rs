@@ -56,8 +56,6 @@ pub struct Setup {
     pub nics: Nics,
     /// Whether media can go straight to the conference.
     pub inner: InnerPath,
-    /// Whether guests are told a wrong TURN password.
-    pub wrong_guest_password: bool,
 }
 
 /// A folder that is removed at the end, unless it is to be kept.
@@ -88,7 +86,6 @@ impl Lab {
         let turn = Turn {
             user: "turnuser".to_owned(),
             password: site.turn_password.clone(),
-            guest_password: setup.wrong_guest_password.then(|| "not the password".to_owned()),
             relay_only: setup.inner == InnerPath::TurnOnly,
         };
         let conference = Conference::start(&topology.inside, &private, &turn)?;

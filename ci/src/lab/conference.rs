@@ -24,8 +24,6 @@ pub struct Turn {
     pub user: String,
     /// Password of both.
     pub password: String,
-    /// What guests are told instead, to see a wrong password refused.
-    pub guest_password: Option<String>,
     /// Whether the conference itself offers only a relay of the edge.
     pub relay_only: bool,
 }
@@ -129,13 +127,12 @@ fn start_nginx(inside: &Host, authority: &Authority, turn: &Turn) -> Result<Daem
     fs::write(folder.join("chain.pem"), &pair.chain)?;
     fs::write(folder.join("key.pem"), &pair.key)?;
     fs::write(folder.join("www/index.html"), include_str!("../../lab/room.html"))?;
-    let password = turn.guest_password.as_ref().unwrap_or(&turn.password);
     let config = serde_json::json!({
         "forceRelay": turn.relay_only,
         "iceServers": [{
             "urls": "turn:vcse.octavio.com:3478?transport=udp",
             "username": turn.user,
-            "credential": password,
+            "credential": turn.password,
         }],
     });
     fs::write(folder.join("www/config.json"), config.to_string())?;

@@ -23,7 +23,7 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 
 fn start(nics: Nics, inner: InnerPath) -> Lab {
     let artifacts = Artifacts::build().unwrap();
-    Lab::start(&artifacts, Setup { nics, inner, wrong_guest_password: false }).unwrap()
+    Lab::start(&artifacts, Setup { nics, inner }).unwrap()
 }
 
 /// Panics with the whole chain of causes.
