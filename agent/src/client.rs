@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
 use serde_json::Value;
+use zbus::DBusError as _;
 
 use crate::control::{MAX_BUNDLE, bus};
 use crate::ipc;
@@ -126,10 +127,15 @@ async fn connect() -> anyhow::Result<zbus::Connection> {
 
 /// The sentence in a D-Bus error, without its name where there is one.
 fn plain(error: zbus::Error) -> anyhow::Error {
-    match error {
-        zbus::Error::MethodError(_, Some(sentence), _) => anyhow::anyhow!("agent: {sentence}"),
-        other => anyhow::anyhow!("agent: {other}"),
-    }
+    let sentence = match &error {
+        zbus::Error::MethodError(_, Some(sentence), _) => Some(sentence.as_str()),
+        zbus::Error::FDO(inner) => inner.description(),
+        _ => None,
+    };
+    sentence.map_or_else(
+        || anyhow::anyhow!("agent: {error}"),
+        |sentence| anyhow::anyhow!("agent: {sentence}"),
+    )
 }
 
 /// Writes to standard output; a closed pipe is no fault.
