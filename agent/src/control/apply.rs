@@ -605,3 +605,6 @@ fn load(
 ) -> Loaded {
     Loaded { host, set: SliceSet { generation, slices: Arc::new(slices) } }
 }
+
+#[cfg(test)]
+mod tests;
