@@ -114,7 +114,8 @@ impl Edge {
                 }
                 NetRequest::Observe => NetReply::Observed(json!({
                     "generation": world.in_force,
-                    "ruleset": { "in-order": world.broken.is_none(), "problem": world.broken },
+                    "in-order": world.broken.is_none(),
+                    "faults": world.broken.into_iter().collect::<Vec<_>>(),
                 })),
                 other => panic!("unexpected {other:?}"),
             };
@@ -354,7 +355,7 @@ fn a_bundle_that_broke_the_box_three_times_is_quarantined() {
 fn a_broken_local_invariant_rolls_back_in_its_own_words() {
     let edge = Edge::new();
     let (events, _shared) = edge.start();
-    edge.world.lock().unwrap().broken = Some("table is empty");
+    edge.world.lock().unwrap().broken = Some("ruleset: table is empty");
 
     let outcome = offer(&events, &bundle(1));
 
