@@ -9,9 +9,7 @@ mod bundle_command;
 mod deb;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod disk;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod fat;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod gpt;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod initrd;
