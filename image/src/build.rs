@@ -1,4 +1,9 @@
-//! `postern build`.
+//! `postern build`: the disk image from lock, recipe, overlays and two programs.
+//!
+//! A pure function of its inputs: no network, no mounts, nothing of the image is run.
+
+mod assemble;
+mod steps;
 
 /// Options of `postern build`.
 #[derive(Debug, clap::Args)]

@@ -161,14 +161,14 @@ fn usize_of(value: u32) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
     use std::process::Command;
 
     use super::{Parts, UkiError, append, build};
 
     /// The smallest PE32+ file with one section and a header of `headers` bytes.
-    fn stub(headers: u32) -> Vec<u8> {
+    pub(crate) fn stub(headers: u32) -> Vec<u8> {
         let mut stub = vec![0; headers as usize + 512];
         let mut put = |at: usize, bytes: &[u8]| stub[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, b"MZ");
