@@ -43,7 +43,7 @@ use crate::notify::notify;
 use crate::plan::{NetPlan, Service};
 
 mod change;
-mod desired;
+pub(crate) mod desired;
 mod engine;
 pub(crate) mod kernel;
 mod observe;
