@@ -66,11 +66,8 @@ fn screen(status: &Value) -> String {
             nic["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         line(name, &format!("{} {}", nic["mac"].as_str().unwrap_or("-"), addresses.join(" ")));
     }
-    for (key, value) in status["device"].as_object().into_iter().flatten() {
-        if let Some(value) = value.as_str() {
-            line(key, value);
-        }
-    }
+    line("device key", &word("/device/seal"));
+    line("identity", &word("/device/identity"));
     text
 }
 
@@ -88,7 +85,7 @@ mod tests {
             "host": { "host-name": "edge" },
             "net": { "nics": [{ "name": "lan1", "mac": "52:54:00:00:00:01",
                                 "addresses": ["192.0.2.1/24"] }] },
-            "device": { "identity": "SHA256:abc" },
+            "device": { "seal": "age1abc", "identity": "flashed" },
         }));
 
         for expected in [
@@ -96,7 +93,8 @@ mod tests {
             "postern: state      confirmed",
             "postern: serial     7 (site example)",
             "postern: lan1       52:54:00:00:00:01 192.0.2.1/24",
-            "postern: identity   SHA256:abc",
+            "postern: device key age1abc",
+            "postern: identity   flashed",
         ] {
             assert!(text.contains(expected), "{expected}\nnot in\n{text}");
         }

@@ -117,17 +117,35 @@ fn services(out: &mut Lines, status: &Value) {
     if turn.is_null() {
         out.line("turn", "postern-relay does not answer");
     } else {
-        out.line("turn", &flat(turn));
+        out.line(
+            "turn",
+            &format!("{} {}", word(turn, "/status"), joined(turn, "/listening-addresses")),
+        );
+        out.line(
+            "  clients",
+            &format!(
+                "{} active, relays {} tcp {} udp, {} refused credentials",
+                number(turn, "/active-clients"),
+                number(turn, "/active-relays-tcp"),
+                number(turn, "/active-relays-udp"),
+                number(turn, "/refused-credentials"),
+            ),
+        );
+        out.line("  realm", &format!("{}, users {}", word(turn, "/realm"), joined(turn, "/users")));
     }
     let proxy = &status["proxy"];
     if proxy.is_null() {
         out.line("proxy", "postern-proxy does not answer");
         return;
     }
-    out.line("proxy", &joined(proxy, "/listeners"));
+    let listeners: Vec<String> = list(proxy, "/listeners").map(|it| word(it, "/address")).collect();
+    let serving = if listeners.is_empty() { "inactive" } else { "active" };
+    out.line("proxy", &format!("{serving} {}", listeners.join(" ")));
+    for guest in list(proxy, "/guests") {
+        out.line("  guest", &word(guest, "/url"));
+    }
     for upstream in list(proxy, "/upstreams") {
-        let name =
-            ["url", "guest", "host"].iter().find_map(|key| upstream[*key].as_str()).unwrap_or("?");
+        let name = ["url", "host"].iter().find_map(|key| upstream[*key].as_str()).unwrap_or("?");
         let state = match upstream["reachable"].as_bool() {
             Some(true) => "reachable".to_owned(),
             Some(false) => format!("NOT reachable: {}", word(upstream, "/reason")),
@@ -142,7 +160,7 @@ fn services(out: &mut Lines, status: &Value) {
             &format!(
                 "{} {} ({days} days left)",
                 word(certificate, "/name"),
-                joined(certificate, "/names")
+                joined(certificate, "/sans")
             ),
         );
     }
@@ -150,7 +168,15 @@ fn services(out: &mut Lines, status: &Value) {
 
 fn machine(out: &mut Lines, status: &Value) {
     let device = &status["device"];
-    out.line("device", &if device.is_null() { "no keys yet".to_owned() } else { flat(device) });
+    if device.is_null() {
+        out.line("device", "no keys yet");
+    } else if let Some(problem) = device["problem"].as_str() {
+        out.line("device", problem);
+    } else {
+        out.line("device", &format!("identity: {}", word(device, "/identity")));
+        out.line("  seal key", &word(device, "/seal-fingerprint"));
+        out.line("  identity", &word(device, "/identity-fingerprint"));
+    }
     let data = &status["data"];
     let kept = data["kept"].as_bool() == Some(true);
     let encrypted = data["encrypted"].as_bool() == Some(true);

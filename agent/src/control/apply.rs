@@ -30,6 +30,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks when nothing happens.
 const TICK: Duration = Duration::from_secs(5);
+/// Refusals that say nothing about the bundle: somebody was not there to judge or plan it.
+const NOT_YET: [&str; 4] = ["unavailable", "not-ready", "net", "disk"];
 /// Longest pause before a bundle that waits at the door is tried again.
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
@@ -275,7 +277,7 @@ impl Agent {
             return;
         };
         match self.offer(&waiting.bytes, "firmware credential") {
-            Outcome::Refused { code, .. } if code == "unavailable" => {}
+            Outcome::Refused { code, .. } if NOT_YET.contains(&code.as_str()) => {}
             Outcome::RolledBack { .. } => {}
             _ => return,
         }

@@ -2,8 +2,10 @@
 //! the process that can see it. A part that does not answer is null, never guessed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
+use bundle::device_key::DevicePublic;
 use serde_json::{Map, Value, json};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System, UpdateKind};
 
@@ -11,8 +13,8 @@ use super::apply::Shared;
 use super::store::Store;
 use crate::plan::Service;
 
-/// Where the device process says which keys the box has.
-const DEVICE_FILE: &str = "/var/lib/postern/device/device.pub";
+/// Where the device process keeps the public halves of the keys and says where they come from.
+const DEVICE: &str = "/var/lib/postern/device";
 
 /// Asks everybody. Blocks for as long as the slowest answer.
 pub(crate) fn observe(shared: &Shared) -> Value {
@@ -40,7 +42,7 @@ pub(crate) fn observe(shared: &Shared) -> Value {
         "host": shared.places.host_observe().ok(),
         "turn": shared.serving.report(Service::Relay),
         "proxy": shared.serving.report(Service::Proxy),
-        "device": device(),
+        "device": device(Path::new(DEVICE)),
         "data": data(),
         "uptime-seconds": System::uptime(),
         "memory": memory(),
@@ -78,12 +80,21 @@ fn change(state: &super::state::State, waiting: Option<&str>) -> Value {
     }
 }
 
-/// The device's public keys and where they come from.
-fn device() -> Value {
-    let Ok(text) = std::fs::read_to_string(DEVICE_FILE) else {
+/// The device's public keys and where they come from; null before the first boot has made them.
+fn device(folder: &Path) -> Value {
+    let Ok(text) = std::fs::read_to_string(folder.join("device.pub")) else {
         return Value::Null;
     };
-    serde_json::from_str(&text).unwrap_or_else(|_| json!({ "keys": text.trim() }))
+    let origin = std::fs::read_to_string(folder.join("origin")).ok();
+    match text.parse::<DevicePublic>() {
+        Ok(keys) => json!({
+            "seal": keys.seal.to_string(),
+            "seal-fingerprint": keys.seal.fingerprint().to_string(),
+            "identity-fingerprint": keys.identity_fingerprint().to_string(),
+            "identity": origin.as_deref().map(str::trim),
+        }),
+        Err(error) => json!({ "problem": error.to_string() }),
+    }
 }
 
 /// What /var/lib/postern lives on (proc_pid_mountinfo(5)).
@@ -139,9 +150,24 @@ fn memory() -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use bundle::device_key::DeviceKeys;
+    use serde_json::{Value, json};
 
-    use super::data_of;
+    use super::{data_of, device};
+
+    #[test]
+    fn the_device_is_shown_by_fingerprints_and_origin() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(device(folder.path()), Value::Null);
+        let public = DeviceKeys::generate("edge").unwrap().public();
+        std::fs::write(folder.path().join("device.pub"), public.to_string()).unwrap();
+        std::fs::write(folder.path().join("origin"), "flashed\n").unwrap();
+
+        let shown = device(folder.path());
+
+        assert_eq!(shown["identity"], "flashed");
+        assert_eq!(shown["seal-fingerprint"], public.seal.fingerprint().to_string());
+    }
 
     #[test]
     fn the_longest_mount_point_says_where_the_data_lives() {
