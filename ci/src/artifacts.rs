@@ -76,12 +76,12 @@ pub fn image(artifacts: &Artifacts, output: &Path) -> Result<Duration> {
 pub fn build_init() -> Result<PathBuf> {
     let target = "x86_64-unknown-linux-gnu";
     let flags = ["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"];
-    let mut words = vec!["rustc", "--release", "-p", "postern-init", "--target", target];
+    let mut words = vec!["rustc", "--profile", "init", "-p", "postern-init", "--target", target];
     words.extend(flags);
     if !are_built() {
         cargo(&words)?;
     }
-    Ok(target_folder().join(target).join("release/postern-init"))
+    Ok(target_folder().join(target).join("init/postern-init"))
 }
 
 /// Whether whoever started this process has built everything already; the tests run as root, and

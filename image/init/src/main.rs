@@ -11,8 +11,8 @@
 //! It is linked statically, by a cargo call of its own:
 //!
 //! ```text
-//! RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --package postern-init \
-//!     --profile init --target x86_64-unknown-linux-gnu
+//! cargo rustc --package postern-init --profile init --target x86_64-unknown-linux-gnu -- \
+//!     -C target-feature=+crt-static -C relocation-model=static
 //! ```
 //!
 //! # Invariants

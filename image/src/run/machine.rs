@@ -144,3 +144,86 @@ fn bytes<'a>(scope: &[&'a str]) -> Vec<&'a [u8]> {
 fn lines(faults: &[impl Display]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bundle::container::assemble;
+    use bundle::device_key::generate_ssh_key;
+    use bundle::manifest::{AgentVersion, Confirm, ConfirmMode, HardwareMatch};
+    use bundle::seal::Secrets;
+    use bundle::sign::{BoxDraft, Draft, payload};
+    use bundle::signature::sign;
+
+    use super::Machine;
+
+    const SITE: &str = include_str!("../../../docs/octavio.site.yaml");
+
+    fn bundle(site: &str, names: &[&str], matches: &HardwareMatch) -> Vec<u8> {
+        let boxes = names.iter().map(|name| BoxDraft {
+            name: (*name).to_owned(),
+            matches: matches.clone(),
+            device: None,
+            secrets: Secrets::default(),
+        });
+        let draft = Draft {
+            site: "octavio".into(),
+            site_yaml: site.to_owned(),
+            certs: BTreeMap::new(),
+            boxes: boxes.collect(),
+            serial: 1,
+            trust_epoch: 1,
+            minimum_agent: AgentVersion::this(),
+            created_at: 1_780_000_000,
+            confirm: Confirm { mode: ConfirmMode::Auto, deadline: 60, require: Vec::new() },
+            reason: String::new(),
+        };
+        let payload = payload(&draft).unwrap();
+        let key = generate_ssh_key("test").unwrap();
+        let signature = sign(&key, "bundle.v1@postern", &payload).unwrap();
+        assemble(&[], &payload, &[signature]).unwrap()
+    }
+
+    #[test]
+    fn serial_number_and_both_macs_are_those_of_the_site() {
+        let serial = HardwareMatch::SerialNumber("7RQ2X13".into());
+        let machine = Machine::of_bytes(&bundle(SITE, &["vcse"], &serial), None).unwrap();
+        let again = Machine::of_bytes(&bundle(SITE, &["vcse"], &serial), Some("vcse")).unwrap();
+
+        assert_eq!(machine.serial, "7RQ2X13");
+        assert_eq!(machine.nics[0].mac, "52:54:00:00:01:68");
+        assert_eq!(machine.nics[1].mac, "52:54:00:00:02:61");
+        assert_eq!(machine.uuid, again.uuid);
+    }
+
+    #[test]
+    fn a_uuid_that_the_bundle_asks_for_is_the_machines() {
+        let uuid = "01234567-89ab-cdef-0123-456789abcdef";
+        let matches = HardwareMatch::Uuid(uuid.into());
+        let machine = Machine::of_bytes(&bundle(SITE, &["vcse"], &matches), None).unwrap();
+
+        assert_eq!(machine.uuid, uuid);
+    }
+
+    #[test]
+    fn a_nic_found_by_its_pci_path_takes_the_mac_that_the_box_is_known_by() {
+        let site = SITE.replace("mac: \"52:54:00:00:01:68\"", "pci: \"0000:00:05.0\"");
+        let matches = HardwareMatch::Mac("52:54:00:aa:bb:cc".into());
+        let machine = Machine::of_bytes(&bundle(&site, &["vcse"], &matches), None).unwrap();
+
+        assert_eq!(machine.nics[0].pci.as_deref(), Some("05.0"));
+        assert_eq!(machine.nics[0].mac, "52:54:00:aa:bb:cc");
+    }
+
+    #[test]
+    fn a_box_that_is_not_in_the_bundle_is_refused_with_those_that_are() {
+        let any = HardwareMatch::Any(true);
+        let bytes = bundle(SITE, &["vcse", "other"], &any);
+        let none = Machine::of_bytes(&bytes, None).unwrap_err().to_string();
+        let wrong = Machine::of_bytes(&bytes, Some("x")).unwrap_err().to_string();
+
+        assert!(none.contains("--box: vcse, other"), "{none}");
+        assert!(wrong.contains("no box `x`") && wrong.contains("vcse, other"), "{wrong}");
+    }
+}
