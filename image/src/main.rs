@@ -5,7 +5,6 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod bundle_command;
-#[expect(dead_code, reason = "its users land after it")]
 mod deb;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod disk;
@@ -16,6 +15,8 @@ mod initrd;
 mod lock;
 #[expect(dead_code, reason = "its users land after it")]
 mod recipe;
+#[expect(dead_code, reason = "its users land after it")]
+mod rootfs;
 mod run;
 #[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod squashfs;
