@@ -63,7 +63,6 @@ async fn observe(host: &mut Host) -> Value {
     default_path = "/org/freedesktop/resolve1"
 )]
 trait Lookup {
-    #[expect(clippy::type_complexity, reason = "the reply's signature is a(iiay)st")]
     fn resolve_hostname(
         &self,
         index: i32,

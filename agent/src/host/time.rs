@@ -91,7 +91,7 @@ fn configuration(servers: &[String]) -> anyhow::Result<String> {
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     fs::create_dir_all(folder)?;
     let temporary = path.with_extension("tmp");
     fs::write(&temporary, text)?;
