@@ -455,3 +455,26 @@ fn counters_and_traffic_do_not_make_a_ruleset_differ() {
         assert_eq!(engine.repair(true).await, 0);
     });
 }
+
+/// The plan that the planner makes of the reference site.
+const REFERENCE: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/plan/octavio.plan.json"));
+
+#[test]
+fn the_reference_site_applies_and_writes_nothing_again() {
+    engine_test(async |mut engine| {
+        let golden: Value = serde_json::from_str(REFERENCE).unwrap();
+        let plan: NetPlan = serde_json::from_value(golden["net"].clone()).unwrap();
+        for (near, link) in ["near1", "near2"].iter().zip(&plan.links) {
+            let LinkSelector::Mac(mac) = &link.select else { panic!("{link:?}") };
+            ip(&format!("link set {near} address {mac}"));
+        }
+
+        assert!(applied(&mut engine, 7, &plan).await > 0);
+
+        let now = observed(&engine).await;
+        assert_eq!(now["in-order"], true, "{now:#}");
+        assert_eq!(applied(&mut engine, 7, &plan).await, 0);
+        assert_eq!(engine.repair(true).await, 0);
+    });
+}
