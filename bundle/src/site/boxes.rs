@@ -9,7 +9,7 @@ use super::reader::{FromScalar, Reader, Table, unknown};
 use super::subnet::{InterfaceAddress, Subnet, TimeServer};
 use super::tree::Node;
 use super::value::{
-    DomainName, MacAddress, Name, PciPath, PortRange, SerialNumber, UserName, Uuid,
+    DomainName, MacAddress, Name, PciPath, PortRange, SerialNumber, UserName, Uuid, short,
 };
 
 /// A machine that one bundle configures.
@@ -155,7 +155,10 @@ impl FromScalar for Mtu {
     fn from_scalar(text: &str) -> Result<Self, Complaint> {
         match text.parse() {
             Ok(bytes @ 1280..=9216) => Ok(Self(bytes)),
-            _ => Err(Complaint::new("not an MTU", "write a number from 1280 to 9216, mostly 1500")),
+            _ => Err(Complaint::new(
+                format!("`{}` is not an MTU", short(text)),
+                "write a number from 1280 to 9216, mostly 1500",
+            )),
         }
     }
 

@@ -53,7 +53,8 @@ impl Sheet {
     pub(crate) fn is_wrong(&self, path: &str) -> bool {
         let below = format!("{path}.");
         self.wrong.iter().any(|wrong| {
-            wrong == path
+            wrong.is_empty()
+                || wrong == path
                 || wrong.starts_with(&below)
                 || path.strip_prefix(wrong.as_str()).is_some_and(|rest| rest.starts_with('.'))
         })
@@ -101,6 +102,12 @@ impl Reader {
             if !known.contains(&key.as_str()) {
                 let place = self.sheet.place(&format!("{}:key", join(path, key)));
                 self.wrong_at(place, unknown("key", key, known.iter().copied()));
+                // The key that was meant is not missing as well.
+                if let Some(meant) = nearest(key, known.iter().copied())
+                    && table.get(meant).is_none()
+                {
+                    self.sheet.wrong.insert(join(path, meant));
+                }
             }
         }
         table
@@ -207,8 +214,9 @@ impl Reader {
     /// The value of a key that must be there.
     pub(crate) fn need<'t>(&mut self, table: &Table<'t>, key: &str) -> Option<&'t Node> {
         let node = table.get(key);
-        if node.is_none() && !self.sheet.wrong.contains(&table.path) {
-            let path = table.at(key);
+        let path = table.at(key);
+        let noted = |path: &String| self.sheet.wrong.contains(path);
+        if node.is_none() && !noted(&table.path) && !noted(&path) {
             let whom = match table.path.is_empty() {
                 true => "the site".to_owned(),
                 false => format!("`{}`", table.path),
@@ -298,16 +306,19 @@ pub(crate) fn unknown<'a>(
     known: impl Iterator<Item = &'a str> + Clone,
 ) -> Complaint {
     let all = known.clone().collect::<Vec<_>>().join(", ");
-    let nearest = known
-        .map(|candidate| (distance(word, candidate), candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(2));
-    let help = match nearest {
-        Some((_, nearest)) => format!("did you mean `{nearest}`? Known here: {all}"),
+    let help = match nearest(word, known) {
+        Some(nearest) => format!("did you mean `{nearest}`? Known here: {all}"),
         None => format!("known here: {all}"),
     };
     let word: String = word.chars().take(60).collect();
     Complaint::new(format!("unknown {what} `{word}`"), help)
+}
+
+/// The known word that was probably meant.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, nearest) =
+        known.map(|candidate| (distance(word, candidate), candidate)).min()?;
+    (distance <= nearest.len().div_ceil(2)).then_some(nearest)
 }
 
 /// Levenshtein's distance, case ignored, on the first 64 characters.

@@ -49,7 +49,7 @@ fn apart(breaches: &mut Breaches<'_>, machine: &SiteBox) {
         }
         for (index, route) in machine.lan1.routes.iter().enumerate() {
             let at1 = path(machine, InterfaceName::Lan1, &format!("routes.{index}.to"));
-            if overlap(route.to.net(), outer.subnet()) {
+            if route.to.net().prefix_len() > 0 && overlap(route.to.net(), outer.subnet()) {
                 let message =
                     format!("this route leads LAN2's subnet {} to the inside", outer.subnet());
                 breaches.error(&at1, &[&at2], message, "route only inside networks by LAN1");
@@ -202,7 +202,7 @@ fn static_nat(breaches: &mut Breaches<'_>, machine: &SiteBox, name: InterfaceNam
         }
     }
     for (index, route) in machine.lan1.routes.iter().enumerate() {
-        if route.to.net().contains(&nat) {
+        if route.to.net().prefix_len() > 0 && route.to.net().contains(&nat) {
             let cited = path(machine, InterfaceName::Lan1, &format!("routes.{index}"));
             let message =
                 format!("LAN1's route to {} leads the static NAT address {nat} inside", route.to);
@@ -318,7 +318,7 @@ pub(super) fn judge_names(breaches: &mut Breaches<'_>, machine: &SiteBox) {
                 cannot("is the box itself"),
                 "write a server that the box can ask",
             );
-        } else if !family_served(machine, *server) {
+        } else if !machine.lan2.gateways.is_empty() && !family_served(machine, *server) {
             breaches.warning(
                 &here,
                 &[&nics],

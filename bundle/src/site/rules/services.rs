@@ -125,7 +125,7 @@ pub(super) fn judge_turn(breaches: &mut Breaches<'_>, machine: &SiteBox) {
                 message,
                 "name the media servers alone; relays of the box are always allowed",
             );
-        } else if !machine.lan1.reaches(peer.net().addr()) {
+        } else if never(peer.net()).is_none() && !machine.lan1.reaches(peer.net().addr()) {
             let message = format!("no route of lan1 leads to the media server {peer}");
             breaches.warning(
                 &here,
@@ -139,7 +139,10 @@ pub(super) fn judge_turn(breaches: &mut Breaches<'_>, machine: &SiteBox) {
         let here = format!("turn.peers.allow-outside.{index}");
         let linked = machine.lan1.addresses.iter().map(|own| own.subnet());
         let inside = linked.chain(machine.lan1.routes.iter().map(|route| route.to.net()));
-        if let Some(inside) = inside.into_iter().find(|inside| overlap(*inside, peer.net())) {
+        if let Some(inside) = inside
+            .into_iter()
+            .find(|inside| inside.prefix_len() > 0 && overlap(*inside, peer.net()))
+        {
             let message = format!("{peer} covers the inside network {inside}");
             breaches.error(
                 &here,
