@@ -11,14 +11,19 @@ pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// Octets before the data of a ChannelData message (RFC 8656 §12.4).
 pub(crate) const CHANNEL_HEADER_LENGTH: usize = 4;
 
-/// A channel number, 0x4000 to 0x4FFF.
+/// A channel number, 0x4000 to 0x7FFF.
+///
+/// RFC 8656 §12 lets clients use 0x4000 to 0x4FFF only, because on a socket that also carries
+/// DTLS and RTP the rest could be taken for these (RFC 7983). Clients of RFC 5766, coturn's up to
+/// 4.15 among them, pick from all of 0x4000 to 0x7FFF, and no protocol that a TURN port of ours
+/// shares begins with such an octet, so they are served too.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub(crate) struct ChannelNumber(u16);
 
 impl ChannelNumber {
     /// The number, if it is one.
     pub(crate) fn new(number: u16) -> Option<Self> {
-        (0x4000..=0x4FFF).contains(&number).then_some(Self(number))
+        (0x4000..=0x7FFF).contains(&number).then_some(Self(number))
     }
 
     pub(crate) const fn to_be_bytes(self) -> [u8; 2] {

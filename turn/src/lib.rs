@@ -14,7 +14,7 @@
 //! | RFC 8656 §8 | Refresh | `server::request` | `allocate.rs` |
 //! | RFC 8656 §9, §10 | permissions, CreatePermission | `permission`, `server::request` | `peers.rs` |
 //! | RFC 8656 §11 | Send and Data indications | `server::relay` | `relay.rs` |
-//! | RFC 8656 §12 | channels | `channel`, `server::relay` | `relay.rs` |
+//! | RFC 8656 §12 | channels; numbers up to 0x7FFF, as in RFC 5766 | `channel`, `server::relay` | `relay.rs` |
 //! | RFC 8656 §7.2 (403), §21 | peer policy | `policy`, `special_purpose` | `peers.rs`, their own |
 //!
 //! Left out so far: TCP framing of clients, TCP allocations (RFC 6062), two families in one

@@ -37,7 +37,7 @@ impl Server {
         now: Instant,
     ) -> Option<Relayed> {
         match datagram.first() {
-            Some(0x40..=0x4F) => return self.handle_channel_data(client, datagram, now),
+            Some(0x40..=0x7F) => return self.handle_channel_data(client, datagram, now),
             Some(0x00..=0x3F) => {}
             _ => {
                 self.counters.malformed += 1;

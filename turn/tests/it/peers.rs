@@ -137,12 +137,14 @@ fn channel_numbers_and_peers_pair_up_once() {
     let mut bind = |number, peer: &str| lab.bind(insider(1), &login, number, at(peer)).code();
 
     assert_eq!(bind(0x3FFF, OUTSIDE_PEER), 400);
-    assert_eq!(bind(0x5000, OUTSIDE_PEER), 400);
+    assert_eq!(bind(0x8000, OUTSIDE_PEER), 400);
     assert_eq!(bind(0x4000, OUTSIDE_PEER), 0);
     assert_eq!(bind(0x4000, OUTSIDE_PEER), 0);
     assert_eq!(bind(0x4000, "203.0.113.77:5001"), 400);
     assert_eq!(bind(0x4001, OUTSIDE_PEER), 400);
     assert_eq!(bind(0x4FFF, "203.0.113.77:5001"), 0);
+    // RFC 5766 allows it.
+    assert_eq!(bind(0x7FFF, "203.0.113.77:5002"), 0);
 }
 
 #[test]
