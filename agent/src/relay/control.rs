@@ -1,0 +1,132 @@
+//! The control thread: takes slices from the agent and hands them to the shard.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::ipc::{self, Channel};
+use crate::message::{AGENT_SOCKET, SliceReply, SliceRequest};
+use crate::plan::{Generation, RelaySlice};
+use crate::relay::shard::Handle;
+use crate::relay::{listener, report, slice};
+
+/// Longest slice: a bundle holds less.
+const MAX_SLICE: usize = 1 << 20;
+
+/// Pause between attempts to reach the agent: doubled each time up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Serves the agent for ever; the relay goes on with what it has while there is none.
+pub(super) fn run(shard: &Handle) {
+    let mut control = Control { shard, realm: String::new(), users: Vec::new() };
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match Channel::connect(Path::new(AGENT_SOCKET)) {
+            Ok(channel) => {
+                tracing::info!("connected to the agent");
+                pause = FIRST_PAUSE;
+                control.serve(&channel);
+                tracing::info!("connection to the agent is gone");
+            }
+            Err(error) => tracing::debug!("agent is not there yet: {error}"),
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// What is served, as far as status tells it.
+pub(super) struct Control<'a> {
+    shard: &'a Handle,
+    realm: String,
+    users: Vec<String>,
+}
+
+impl<'a> Control<'a> {
+    /// Begins without a slice.
+    #[cfg(test)]
+    pub(super) fn new(shard: &'a Handle) -> Self {
+        Self { shard, realm: String::new(), users: Vec::new() }
+    }
+
+    /// Answers requests until the connection ends.
+    pub(super) fn serve(&mut self, channel: &Channel) {
+        loop {
+            let (request, fds) = match channel.receive::<SliceRequest>() {
+                Ok(Some(received)) => received,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!("cannot read from the agent: {error}");
+                    return;
+                }
+            };
+            let reply = match request {
+                SliceRequest::Serve(generation) => self.take(generation, fds),
+                SliceRequest::Stop => {
+                    self.stop();
+                    SliceReply::Stopped
+                }
+                SliceRequest::Report => SliceReply::Report(self.report()),
+            };
+            if let Err(error) = channel.send(&reply, &[]) {
+                tracing::warn!("cannot answer the agent: {error}");
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, generation: Generation, fds: Vec<OwnedFd>) -> SliceReply {
+        let served = fds
+            .into_iter()
+            .next()
+            .ok_or_else(|| anyhow::anyhow!("no slice came with the message"))
+            .and_then(|fd| Ok(ipc::read_sealed(fd, MAX_SLICE)?))
+            .and_then(|bytes| Ok(serde_json::from_slice::<RelaySlice>(&bytes)?))
+            .and_then(|slice| self.swap(&slice));
+        match served {
+            Ok(()) => {
+                tracing::info!(serial = generation.serial, "serving");
+                SliceReply::Ready(generation)
+            }
+            Err(error) => {
+                tracing::error!(serial = generation.serial, "cannot serve the slice: {error:#}");
+                SliceReply::Failed(generation, format!("{error:#}"))
+            }
+        }
+    }
+
+    /// Serves this slice; on error everything is as before.
+    ///
+    /// # Errors
+    ///
+    /// Returns why a listener cannot be opened or what is wrong with the slice.
+    pub(super) fn swap(&mut self, slice: &RelaySlice) -> anyhow::Result<()> {
+        let config = slice::config(slice)?;
+        let wanted = slice::udp_listeners(slice);
+        let open = self.shard.snapshot()?.listeners;
+        let missing: Vec<_> =
+            wanted.iter().copied().filter(|address| !open.contains(address)).collect();
+        let opened = listener::open(&missing)?;
+        self.shard.serve(config, wanted, opened)?;
+        self.realm.clone_from(&slice.realm);
+        self.users = slice.users.iter().map(|user| user.name.clone()).collect();
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.realm.clear();
+        self.users.clear();
+        if let Err(error) = self.shard.stop() {
+            tracing::error!("cannot stop serving: {error}");
+        }
+    }
+
+    /// The status object.
+    pub(super) fn report(&self) -> serde_json::Value {
+        match self.shard.snapshot() {
+            Ok(snapshot) => report::report(&self.realm, &self.users, &snapshot),
+            Err(error) => serde_json::json!({"status": "failed", "reason": error.to_string()}),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Listening sockets: opened here, or fetched from postern-net below port 1024.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::ipc::Channel;
+use crate::message::{NET_SOCKET, NetReply, NetRequest};
+use crate::plan::Transport;
+
+/// Octets of receive buffer that are asked for; the kernel gives at most net.core.rmem_max.
+const LISTENER_RECEIVE_BUFFER: usize = 8 << 20;
+const RELAY_RECEIVE_BUFFER: usize = 1 << 20;
+
+/// How long an address may take to appear on its NIC (it is tentative while IPv6 checks for
+/// duplicates), or a socket at postern-net.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ports below this one are opened by postern-net.
+const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+
+/// Why a listener cannot be opened; the slice is not served then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// The kernel refuses the address.
+    #[error("cannot bind UDP {address}: {source}")]
+    Bind {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No answer, or not the one asked for.
+    #[error("cannot fetch sockets below 1024 from postern-net: {0}")]
+    Net(String),
+    /// The plan of postern-net and the slice disagree.
+    #[error("postern-net holds no UDP socket for {address}")]
+    NotHeld {
+        /// Which one.
+        address: SocketAddr,
+    },
+}
+
+/// Opens a listener for each address, all or none.
+///
+/// # Errors
+///
+/// Returns why the first one that does not come within a few seconds does not.
+pub(super) fn open(addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, OpenError> {
+    let deadline = Instant::now() + PATIENCE;
+    let (low, high): (Vec<_>, Vec<_>) =
+        addresses.iter().partition(|address| address.port() < FIRST_UNPRIVILEGED_PORT);
+    let mut sockets = Vec::new();
+    for address in high {
+        sockets.push(bind_in_time(address, deadline)?);
+    }
+    if !low.is_empty() {
+        sockets.extend(patiently(deadline, || fetch(Path::new(NET_SOCKET), &low))?);
+    }
+    Ok(sockets)
+}
+
+/// Binds the socket of a relay port.
+///
+/// # Errors
+///
+/// Returns the error of bind(2) or of a socket option.
+pub(super) fn bind_relay(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    prepare(&socket, RELAY_RECEIVE_BUFFER)?;
+    Ok(socket)
+}
+
+fn bind_in_time(address: SocketAddr, deadline: Instant) -> Result<UdpSocket, OpenError> {
+    patiently(deadline, || {
+        let socket = UdpSocket::bind(address)
+            .and_then(|socket| prepare(&socket, LISTENER_RECEIVE_BUFFER).map(|()| socket));
+        socket.map_err(|source| OpenError::Bind { address, source })
+    })
+}
+
+fn patiently<T>(
+    deadline: Instant,
+    mut attempt: impl FnMut() -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() < deadline => {
+                tracing::debug!("waiting: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Fetches the sockets that postern-net holds for this process.
+pub(super) fn fetch(net: &Path, addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, OpenError> {
+    let failed = |error: io::Error| OpenError::Net(error.to_string());
+    let channel = Channel::connect(net).map_err(failed)?;
+    channel.send(&NetRequest::Listeners, &[]).map_err(failed)?;
+    let (reply, fds) = channel
+        .receive::<NetReply>()
+        .map_err(failed)?
+        .ok_or_else(|| OpenError::Net("it closed the connection".into()))?;
+    let plans = match reply {
+        NetReply::Listeners(plans) => plans,
+        NetReply::Failed(reason) => return Err(OpenError::Net(reason)),
+        other => return Err(OpenError::Net(format!("unexpected answer {other:?}"))),
+    };
+    let mut held: Vec<_> = plans
+        .into_iter()
+        .zip(fds)
+        .filter(|(plan, _)| plan.transport == Transport::Udp)
+        .map(|(plan, fd)| (plan.address, UdpSocket::from(fd)))
+        .collect();
+    addresses
+        .iter()
+        .map(|address| {
+            let index = held.iter().position(|(held, _)| held == address);
+            let index = index.ok_or(OpenError::NotHeld { address: *address })?;
+            let (_, socket) = held.swap_remove(index);
+            prepare(&socket, LISTENER_RECEIVE_BUFFER).map_err(failed)?;
+            Ok(socket)
+        })
+        .collect()
+}
+
+fn prepare(socket: &UdpSocket, receive_buffer: usize) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    setsockopt(socket, sockopt::RcvBuf, &receive_buffer)?;
+    Ok(())
+}

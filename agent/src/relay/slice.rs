@@ -1,0 +1,43 @@
+//! From the plan's words to the state machine's.
+
+use std::net::SocketAddr;
+
+use turn::{Config, ConfigError, Settings};
+
+use crate::plan::{Face, RelaySlice, Transport};
+
+/// The configuration that a slice asks for.
+///
+/// # Errors
+///
+/// Returns what is wrong with the slice; the planner should have refused the site.
+pub(super) fn config(slice: &RelaySlice) -> Result<Config, ConfigError> {
+    let (first, last) = slice.media_ports;
+    let users = slice.users.iter().map(|user| (user.name.clone(), user.password.clone()));
+    let inside = slice.listeners.iter().filter(|listener| listener.inside);
+    Config::new(Settings {
+        realm: slice.realm.clone(),
+        users: users.collect(),
+        inside_listeners: inside.map(|listener| listener.address.ip()).collect(),
+        media_ports: Some(first..=last),
+        outside: vec![face(&slice.outside)],
+        inside: slice.inside.iter().map(face).collect(),
+        inside_clients_are_told_inside: slice.inside_clients_are_told_lan1,
+        inside_routes: slice.inside_routes.clone(),
+        outside_routes: slice.outside_routes.clone(),
+        allow: slice.allow.clone(),
+        allow_outside: slice.allow_outside.clone(),
+        own_addresses: slice.own_addresses.clone(),
+        ..Settings::default()
+    })
+}
+
+/// Where the slice wants UDP clients served.
+pub(super) fn udp_listeners(slice: &RelaySlice) -> Vec<SocketAddr> {
+    let udp = slice.listeners.iter().filter(|listener| listener.transport == Transport::Udp);
+    udp.map(|listener| listener.address).collect()
+}
+
+fn face(face: &Face) -> turn::Face {
+    turn::Face { local: face.local, told: face.told }
+}
