@@ -258,6 +258,7 @@ struct Fields<'a> {
     chunked: bool,
     connection_upgrade: bool,
     websocket: bool,
+    websocket_key: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -283,6 +284,10 @@ impl<'a> Fields<'a> {
             }
             b"connection" => self.connection(value)?,
             b"upgrade" => self.websocket = value.eq_ignore_ascii_case(b"websocket"),
+            b"sec-websocket-key" if value.is_empty() || self.websocket_key => {
+                return Err(bad("Sec-WebSocket-Key is empty or there twice"));
+            }
+            b"sec-websocket-key" => self.websocket_key = true,
             b"expect" if !value.eq_ignore_ascii_case(b"100-continue") => {
                 return Err(Refusal {
                     status: StatusCode::EXPECTATION_FAILED,
@@ -334,6 +339,9 @@ impl<'a> Fields<'a> {
         if websocket && framing != Framing::Length(0) {
             return Err(bad("an Upgrade with a body"));
         }
+        if websocket && !self.websocket_key {
+            return Err(bad("an Upgrade to WebSocket without Sec-WebSocket-Key"));
+        }
         if websocket && !request.is_get {
             return Err(bad("an Upgrade to WebSocket that is not a GET"));
         }
@@ -350,14 +358,22 @@ pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
         .iter()
         .position(|&byte| byte == b':')
         .ok_or_else(|| bad("a header line without a colon"))?;
-    let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
     if name.is_empty() || !name.iter().copied().all(is_token) {
         return Err(bad("a header name with a character that no name has"));
     }
     if value.iter().any(|&byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f) {
         return Err(bad("a control character in a header value"));
     }
-    Ok((name, value))
+    Ok((name, trim_spaces(value)))
+}
+
+/// Spaces only: to nginx, a tab around a Host is a part of it.
+fn trim_spaces(mut value: &[u8]) -> &[u8] {
+    while let Some(rest) = value.strip_prefix(b" ").or_else(|| value.strip_suffix(b" ")) {
+        value = rest;
+    }
+    value
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.

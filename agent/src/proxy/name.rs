@@ -26,7 +26,7 @@ impl<'a> Authority<'a> {
             None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
         let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-        if host.is_empty()
+        if matches!(host, "" | ".")
             || host.contains("..")
             || !(host.starts_with('[') || host.bytes().all(name))
         {
@@ -42,10 +42,9 @@ impl<'a> Authority<'a> {
         Some(Self { host, port })
     }
 
-    /// Whether both name the same host and do not contradict each other about the port.
+    /// Whether both say the same, letter case aside.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        canonical(self.host) == canonical(other.host)
-            && (self.port == other.port || self.port.is_none() || other.port.is_none())
+        self.host.eq_ignore_ascii_case(other.host) && self.port == other.port
     }
 }
 
@@ -78,7 +77,7 @@ mod tests {
         assert_eq!(parse("[2001:db8::1]:8443"), Some(("[2001:db8::1]".into(), Some(8443))));
         for bad in [
             "", ":443", "a b", "a@b", "a/b", "a:", "a:b", "a:1:2", "a:65536", "a:+1", "[::1",
-            "[x]", "a,b", "a..b", "ä", "a\"b", "[::1]x",
+            "[x]", "a,b", "a..b", "ä", "a\"b", ".", ".:443", "[::1]x",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
         }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -35,6 +35,9 @@ use crate::plan;
 const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// From the request to the head of the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// The same when a body goes with the request: it may take its time, the guard watches that it
+/// moves at all.
+const UPLOAD_TIME: Duration = Duration::from_secs(3600);
 /// Reuse of an idle connection; below the 60 to 75 s after which web servers close theirs.
 const REUSE_TIME: Duration = Duration::from_secs(20);
 /// Idle connections kept per address.
@@ -175,7 +178,7 @@ pub(super) enum SendError {
     #[error("the connection broke")]
     Broken(#[source] hyper::Error),
     /// Something was sent and no answer came.
-    #[error("no answer within {} s", ANSWER_TIME.as_secs())]
+    #[error("no answer in time")]
     Timeout,
 }
 
@@ -331,6 +334,7 @@ impl Upstream {
         mut request: Request<Body>,
         reuse: bool,
     ) -> Result<(Response<Incoming>, SocketAddr), SendError> {
+        let limit = if request.body().is_end_stream() { ANSWER_TIME } else { UPLOAD_TIME };
         for endpoint in self.in_order(client) {
             let mut fresh = false;
             while !fresh {
@@ -353,7 +357,7 @@ impl Upstream {
                         }
                     }
                 };
-                match timeout(ANSWER_TIME, sender.try_send_request(request)).await {
+                match timeout(limit, sender.try_send_request(request)).await {
                     Err(_) => return Err(SendError::Timeout),
                     Ok(Ok(response)) => {
                         if reuse {

@@ -25,7 +25,7 @@ fn ordinary_requests_pass() {
             Head { framing: Framing::Chunked, websocket: false },
         ),
         (
-            b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
             Head { framing: Framing::Length(0), websocket: true },
         ),
         // Without Connection: upgrade, and in HTTP/1.0, Upgrade says nothing (RFC 9110 section 7.8).
@@ -44,6 +44,9 @@ fn requests_with_two_readings_are_refused() {
         (b"GET / HTTP/1.1\r\nHost: a\r\nhOST: b\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost:\ta\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost:\ra\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\x0c\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: user@a\r\n\r\n", 400),
         (b"GET https://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET https://user@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -104,7 +107,14 @@ fn requests_with_two_readings_are_refused() {
             b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nTransfer-Encoding: chunked\r\n\r\n",
             400,
         ),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", 400),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+            400,
+        ),
+        (b"GET https://a./ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET https://a:443/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: .\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (b"\x00\x01\x00\x00\x21\x12\xa4\x42", 400),
     ] {
