@@ -6,6 +6,7 @@
 const SYMBOL: usize = 24;
 const SHT_NOBITS: u32 = 8;
 const SHT_SYMTAB: u32 = 2;
+const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 const DT_SONAME: u64 = 14;
 const EM_X86_64: u16 = 62;
@@ -76,19 +77,26 @@ impl<'a> Elf<'a> {
 
     /// The name by which other programs ask for this shared library.
     pub(super) fn soname(&self) -> Option<&'a str> {
-        let dynamic = self.section(".dynamic")?;
-        let mut strings = None;
-        let mut offset = None;
-        for entry in dynamic.chunks_exact(16) {
-            match u64_at(entry, 0)? {
-                DT_STRTAB => strings = u64_at(entry, 8),
-                DT_SONAME => offset = u64_at(entry, 8),
-                _ => {}
-            }
-        }
-        let strings = self.sections.iter().find(|section| Some(section.address) == strings)?;
-        let name = string_at(strings.body, usize::try_from(offset?).ok()?)?;
-        std::str::from_utf8(name).ok()
+        self.dynamic(DT_SONAME).next()
+    }
+
+    /// The shared libraries that it cannot start without.
+    pub(super) fn needed(&self) -> impl Iterator<Item = &'a str> {
+        self.dynamic(DT_NEEDED)
+    }
+
+    /// The strings that entries of one kind in the dynamic section point to.
+    fn dynamic(&self, kind: u64) -> impl Iterator<Item = &'a str> {
+        let section = self.section(".dynamic").unwrap_or_default();
+        let entries = section
+            .chunks_exact(16)
+            .filter_map(|entry| Some((u64_at(entry, 0)?, u64_at(entry, 8)?)));
+        let address = entries.clone().find(|(tag, _)| *tag == DT_STRTAB).map(|(_, value)| value);
+        let strings = self.sections.iter().find(|section| Some(section.address) == address);
+        let strings = strings.map(|section| section.body).unwrap_or_default();
+        entries.filter(move |(tag, _)| *tag == kind).filter_map(move |(_, offset)| {
+            std::str::from_utf8(string_at(strings, usize::try_from(offset).ok()?)?).ok()
+        })
     }
 }
 

@@ -5,13 +5,14 @@
 //! uses; a line that only changes what exists, since packages bring right modes.
 
 use super::accounts::{Accounts, split_words};
-use crate::tree::{self, InsertError, Node, Tree};
+use crate::tree::{self, InsertError, Kind, Node, Tree};
 
 const FOLDER: &str = "usr/lib/tmpfiles.d";
 /// Where the box can write.
 const WRITABLE: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "var"];
 
-/// Makes the directories, links and files of all tmpfiles.d files, unless they exist.
+/// Makes the directories, links and files of all tmpfiles.d files. What exists stays, save that a
+/// directory takes owner and mode of its line.
 ///
 /// # Errors
 ///
@@ -24,8 +25,11 @@ pub(super) fn apply(tree: &mut Tree, accounts: &Accounts) -> Result<(), InsertEr
     }
     made.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (path, node) in made {
-        if tree.get(&path).is_none() {
-            tree.insert(&path, node)?;
+        match tree.get_mut(&path) {
+            None => tree.insert(&path, node)?,
+            // A line for a directory that exists sets owner and mode, which the box could not.
+            Some(old) if old.kind == Kind::Directory && node.kind == Kind::Directory => *old = node,
+            Some(_) => {}
         }
     }
     Ok(())
@@ -77,6 +81,7 @@ mod tests {
         tree.insert(&format!("{FOLDER}/a.conf"), Node::file(lines, 0o644)).unwrap();
         tree.insert("usr/lib/sysusers.d/a.conf", Node::file("u root 0\n", 0o644)).unwrap();
         tree.insert("etc/os-release", Node::symlink("../usr/lib/os-release")).unwrap();
+        tree.insert("etc/credstore", Node::directory(0o755)).unwrap();
         let accounts = Accounts::read(&tree, &std::collections::BTreeMap::new()).unwrap();
 
         apply(&mut tree, &accounts).unwrap();
@@ -90,6 +95,7 @@ mod tests {
             .collect();
         assert_eq!(made, ["etc", "etc/credstore", "etc/mtab", "etc/os-release", "root", "srv"]);
         assert_eq!(tree.get("root"), Some(&Node::directory(0o700)));
+        assert_eq!(tree.get("etc/credstore"), Some(&Node::directory(0o700)));
         assert_eq!(tree.get("etc/mtab"), Some(&Node::symlink("../proc/self/mounts")));
         assert_eq!(tree.get("etc/os-release"), Some(&Node::symlink("../usr/lib/os-release")));
     }
