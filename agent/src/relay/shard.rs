@@ -262,7 +262,7 @@ impl Shard {
                 Ok(Command::Stop(done)) => {
                     self.server = None;
                     self.timeout = None;
-                    self.sockets.listeners.clear();
+                    self.close_listeners(|_| true);
                     self.sockets.relays.clear();
                     answer(&done, ());
                 }
@@ -304,12 +304,25 @@ impl Shard {
                 self.server = Some(Server::new(config, seed, now));
             }
         }
+        self.close_listeners(|address| !wanted.contains(&address));
         let listeners = &mut self.sockets.listeners;
         listeners.extend(fresh);
-        listeners.retain(|listener| wanted.contains(&listener.address));
         listeners.sort_by_key(|l| wanted.iter().position(|address| *address == l.address));
         self.drain(now);
         Ok(())
+    }
+
+    /// Closes listeners. Those that came from postern-net stay open there, so that closing our
+    /// descriptor alone would leave them in the epoll set.
+    fn close_listeners(&mut self, which: impl Fn(SocketAddr) -> bool) {
+        let epoll = &self.epoll;
+        self.sockets.listeners.retain(|listener| {
+            let close = which(listener.address);
+            if close && let Err(error) = epoll.delete(&listener.socket) {
+                tracing::debug!("epoll: {error}");
+            }
+            !close
+        });
     }
 
     fn receive_from_clients(&mut self, id: u16, now: Instant) {
@@ -491,5 +504,40 @@ fn report(log: &mut SecurityLog, event: Event, now: Instant) {
 fn answer<T>(sender: &SyncSender<T>, value: T) {
     if sender.try_send(value).is_err() {
         tracing::debug!("the control thread did not wait for its answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Instant;
+
+    use nix::sys::epoll::{EpollEvent, EpollTimeout};
+    use turn::{Config, Face, Settings};
+
+    use super::Shard;
+
+    #[test]
+    fn a_closed_listener_that_postern_net_still_holds_wakes_nobody() {
+        let address = "127.0.0.1".parse().unwrap();
+        let settings = Settings {
+            realm: "example.org".into(),
+            outside: vec![Face { local: address, told: address }],
+            ..Settings::default()
+        };
+        let config = Config::new(settings).unwrap();
+        let (mut shard, _handle) = Shard::new().unwrap();
+        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = held.local_addr().unwrap();
+        let ours = held.try_clone().unwrap();
+        let mut events = [EpollEvent::empty(); 4];
+        let mut ready = |shard: &Shard| shard.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap();
+
+        shard.serve(config.clone(), &[at], vec![ours], Instant::now()).unwrap();
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", at).unwrap();
+        assert_eq!(ready(&shard), 1);
+        shard.serve(config, &[], Vec::new(), Instant::now()).unwrap();
+
+        assert_eq!(ready(&shard), 0);
     }
 }

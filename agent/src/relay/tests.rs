@@ -9,20 +9,22 @@
 use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tracing_subscriber::fmt::MakeWriter;
 use turn::stun::{AttributeType, Class, Key, Message, Method, TransactionId, Writer};
 
-use super::control::Control;
+use super::control::{self, Control};
 use super::listener::fetch;
 use super::shard::{Handle, Shard};
 use crate::ipc::{self, Channel};
-use crate::message::{NetReply, NetRequest, SliceReply, SliceRequest};
+use crate::message::{AGENT_SOCKET, NetReply, NetRequest, SliceReply, SliceRequest};
 use crate::plan::{
     Face, Generation, ListenerPlan, RelayListener, RelaySlice, RelayUser, Service, Transport,
 };
@@ -321,6 +323,32 @@ fn the_agent_is_answered_ready_report_failed_and_stopped() {
     assert!(matches!(ask(&SliceRequest::Stop, None), SliceReply::Stopped));
     assert_eq!(status()["status"], "inactive");
     UdpSocket::bind("192.0.2.61:3478").expect("the listener is closed");
+}
+
+#[test]
+fn the_agent_may_come_late_and_go_and_the_relay_goes_on_serving() {
+    enter_network();
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace needs root");
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    std::fs::create_dir_all(Path::new(AGENT_SOCKET).parent().unwrap()).unwrap();
+    let handle = start_shard(&Log::default());
+    std::thread::spawn(move || control::run(&handle));
+    std::thread::sleep(Duration::from_millis(200));
+
+    for serial in 1..=2 {
+        let listener = ipc::Listener::bind(Path::new(AGENT_SOCKET)).unwrap();
+        let agent = listener.accept().unwrap();
+        let generation = Generation { serial, digest: "ab".repeat(32) };
+        let sealed = ipc::seal("slice", &serde_json::to_vec(&slice()).unwrap()).unwrap();
+        agent.send(&SliceRequest::Serve(generation), &[sealed.as_fd()]).unwrap();
+        let (reply, _) = agent.receive::<SliceReply>().unwrap().unwrap();
+        assert!(matches!(reply, SliceReply::Ready(ready) if ready.serial == serial));
+        drop((agent, listener));
+
+        Guest::new().allocate("correct horse").unwrap();
+    }
 }
 
 #[test]
