@@ -235,3 +235,6 @@ impl Library {
         known.filter(|candidate| wanted.contains(&candidate.name)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
