@@ -14,7 +14,7 @@
 //! that is away is left out and looked for at each event, because there is nothing further to
 //! fall back to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -102,6 +102,8 @@ pub(crate) struct Engine {
     pub(super) in_force: Option<(Generation, NetPlan)>,
     pub(super) pending: Option<Pending>,
     pub(super) last_apply: Option<LastApply>,
+    /// The kernel's names that firewall and settings were made for.
+    names: BTreeMap<String, String>,
     /// Changes that repairs made since the start.
     pub(super) repairs: u64,
     /// Where the generation in force is published for those who watch it.
@@ -127,6 +129,7 @@ impl Engine {
             in_force: None,
             pending: None,
             last_apply: None,
+            names: BTreeMap::new(),
             repairs: 0,
             published: run.join("in-force"),
             boot_id: boot_id.trim().to_owned(),
@@ -279,8 +282,16 @@ impl Engine {
         let plan = self.in_force.clone().map(|(_, plan)| plan);
         if !thorough {
             match self.kernel.snapshot().await {
-                Ok(now) if self.network_changes(plan.as_ref(), &now).is_empty() => return 0,
-                Ok(_) => {}
+                Ok(now) => {
+                    let wanted = desired(plan.as_ref(), &now);
+                    let listeners = plan.as_ref().map_or(0, |plan| plan.listeners.len());
+                    if wanted.names == self.names
+                        && self.sockets.plans().count() == listeners
+                        && changes(&wanted, &now).is_empty()
+                    {
+                        return 0;
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "Cannot look for drift");
                     return 0;
@@ -364,20 +375,38 @@ impl Engine {
         }
         // Nothing has been written so far. The firewall comes before the addresses that it
         // guards, the settings (arp_ignore and so on) before both.
-        let mut writes = sysctl::apply(&resolved_sysctls(plan, &wanted))?;
+        let mut writes = match sysctl::apply(&resolved_sysctls(plan, &wanted)) {
+            Err(error) if care == Care::WhatThereIs => {
+                tracing::error!(%error, "Going on without it");
+                0
+            }
+            other => other?,
+        };
         if load {
             self.firewall.load(&rules)?;
             writes += 1;
         }
-        writes += self.settle(plan, first).await?;
+        self.names = wanted.names;
+        writes += self.settle(plan, first, care).await?;
         let listeners: &[ListenerPlan] = plan.map_or(&[], |plan| &plan.listeners);
-        let opened = self.sockets.open(listeners)?;
+        let (opened, failed) = self.sockets.open(listeners);
+        for error in failed {
+            if care == Care::All {
+                return Err(error.into());
+            }
+            tracing::error!(%error, "Going on without it");
+        }
         writes += u32::try_from(opened.count()).unwrap_or(u32::MAX);
         self.sockets.commit(listeners, opened);
         Ok(writes)
     }
 
-    async fn settle(&self, plan: Option<&NetPlan>, mut now: Snapshot) -> Result<u32, ApplyError> {
+    async fn settle(
+        &self,
+        plan: Option<&NetPlan>,
+        mut now: Snapshot,
+        care: Care,
+    ) -> Result<u32, ApplyError> {
         let mut writes = 0;
         for _ in 0..ROUNDS {
             let todo = self.network_changes(plan, &now);
@@ -391,6 +420,9 @@ impl Engine {
                     // The kernel deletes routes together with the address they stand on: what
                     // is gone already is no fault, and the next round reads what is there.
                     Err(error) if is_delete(change) => tracing::debug!(%error, "Already gone"),
+                    Err(error) if care == Care::WhatThereIs => {
+                        tracing::error!(%error, "Going on without it");
+                    }
                     other => other?,
                 }
             }
@@ -401,7 +433,12 @@ impl Engine {
             return Ok(writes);
         }
         let left: Vec<String> = left.iter().map(Change::to_string).collect();
-        Err(ApplyError::NotKept(left.join("; ")))
+        let error = ApplyError::NotKept(left.join("; "));
+        if care == Care::All {
+            return Err(error);
+        }
+        tracing::error!(%error, "The network is not as it should be");
+        Ok(writes)
     }
 }
 

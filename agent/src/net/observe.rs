@@ -127,7 +127,9 @@ fn fault_of_nic(link: &Value) -> Option<String> {
         return None;
     }
     if let Some(problem) = link["problem"].as_str() {
-        return Some(format!("{name}: {problem}"));
+        // A NIC that is not there is named in its own sentence already.
+        let named = link["kernel-name"].is_null();
+        return Some(if named { problem.to_owned() } else { format!("{name}: {problem}") });
     }
     let address = link["duplicate"].as_array()?.first()?.as_str()?;
     Some(format!("{name}: another host has {address}"))

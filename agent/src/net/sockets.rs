@@ -38,20 +38,20 @@ impl Opened {
 pub(crate) struct Sockets(Vec<(ListenerPlan, OwnedFd)>);
 
 impl Sockets {
-    /// Opens those of `wanted` that are not held yet.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`OpenError`] for the first that cannot be opened; those opened before are closed.
-    pub(crate) fn open(&self, wanted: &[ListenerPlan]) -> Result<Opened, OpenError> {
-        let mut opened = Vec::new();
+    /// Opens those of `wanted` that are not held yet; what cannot be opened is in the second
+    /// part.
+    pub(crate) fn open(&self, wanted: &[ListenerPlan]) -> (Opened, Vec<OpenError>) {
+        let (mut opened, mut failed) = (Vec::new(), Vec::new());
         for plan in wanted {
-            if !self.0.iter().any(|(held, _)| same_socket(held, plan)) {
-                let fd = open(plan).map_err(|source| OpenError { plan: plan.clone(), source })?;
-                opened.push((plan.clone(), fd));
+            if self.0.iter().any(|(held, _)| same_socket(held, plan)) {
+                continue;
+            }
+            match open(plan) {
+                Ok(fd) => opened.push((plan.clone(), fd)),
+                Err(source) => failed.push(OpenError { plan: plan.clone(), source }),
             }
         }
-        Ok(Opened(opened))
+        (Opened(opened), failed)
     }
 
     /// Holds exactly `wanted` from now on: what was held and is not wanted is closed.

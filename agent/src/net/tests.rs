@@ -430,6 +430,50 @@ fn swapped_nics_are_followed_and_shown() {
 }
 
 #[test]
+fn a_renamed_nic_keeps_its_firewall_rules() {
+    engine_test(async |mut engine| {
+        applied(&mut engine, 1, &plan()).await;
+        ip("link set near2 down");
+        ip("link set near2 name renamed");
+        ip("link set renamed up");
+
+        assert!(engine.repair(false).await > 0);
+
+        assert!(nft_list().contains("iifname \"renamed\" tcp dport 443"), "{}", nft_list());
+        assert_eq!(observed(&engine).await["in-order"], true);
+    });
+}
+
+#[test]
+fn a_nic_that_comes_late_is_configured_when_it_comes() {
+    in_namespace(|directory| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut engine = open(directory);
+            applied(&mut engine, 1, &plan()).await;
+            engine.confirm(&generation(1)).unwrap();
+            drop(engine);
+            ip("link del near2");
+
+            let mut engine = open(directory);
+            engine.start().await;
+            assert_eq!(addresses("near1"), ["192.0.2.1/24"]);
+            let now = observed(&engine).await;
+            assert!(
+                now["faults"][0].as_str().unwrap().starts_with("lan2: no NIC has MAC"),
+                "{now}"
+            );
+
+            ip(&format!("link add late address {MAC2} type veth peer name latep"));
+            ip("link set latep up");
+            assert!(engine.repair(false).await > 0);
+            assert_eq!(addresses("late"), ["198.51.100.1/24"]);
+            assert_eq!(observed(&engine).await["in-order"], true);
+        });
+    });
+}
+
+#[test]
 fn a_changed_ruleset_is_seen_and_put_back() {
     engine_test(async |mut engine| {
         applied(&mut engine, 1, &plan()).await;
