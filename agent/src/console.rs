@@ -60,7 +60,7 @@ fn screen(status: &Value) -> String {
             line(label, reason);
         }
     }
-    for nic in status.pointer("/net/nics").and_then(Value::as_array).into_iter().flatten() {
+    for nic in status.pointer("/network/nics").and_then(Value::as_array).into_iter().flatten() {
         let name = nic["name"].as_str().or_else(|| nic["kernel-name"].as_str()).unwrap_or("?");
         let addresses: Vec<&str> =
             nic["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -83,7 +83,7 @@ mod tests {
             "state": "confirmed",
             "bundle": { "serial": 7, "site": "example" },
             "host": { "host-name": "edge" },
-            "net": { "nics": [{ "name": "lan1", "mac": "52:54:00:00:00:01",
+            "network": { "nics": [{ "name": "lan1", "mac": "52:54:00:00:00:01",
                                 "addresses": ["192.0.2.1/24"] }] },
             "device": { "seal": "age1abc", "identity": "flashed" },
         }));

@@ -83,7 +83,7 @@ fn head(out: &mut Lines, status: &Value) {
 }
 
 fn network(out: &mut Lines, status: &Value) {
-    let net = &status["net"];
+    let net = &status["network"];
     if net.is_null() {
         out.line("network", "postern-net does not answer");
     }
@@ -113,7 +113,7 @@ fn network(out: &mut Lines, status: &Value) {
 }
 
 fn services(out: &mut Lines, status: &Value) {
-    let turn = &status["turn"];
+    let turn = &status["relay"];
     if turn.is_null() {
         out.line("turn", "postern-relay does not answer");
     } else {
@@ -266,7 +266,7 @@ mod tests {
             "change": { "serial": 8, "waiting-for": "upstream https://a.example.org: refused" },
             "bundle": { "site": "s", "box": "b", "serial": 7, "digest": "ab", "signers": ["SHA256:x"] },
             "last-refusal": { "code": "serial", "reason": "serial 6 is below 7", "seconds-ago": 3 },
-            "net": { "nics": [{ "name": "lan1", "mac": "52:54:00:00:00:01", "carrier": false,
+            "network": { "nics": [{ "name": "lan1", "mac": "52:54:00:00:00:01", "carrier": false,
                                 "addresses": ["192.0.2.1/24"] }] },
             "proxy": { "upstreams": [{ "url": "https://a.example.org", "reachable": false,
                                        "reason": "refused" }] },

@@ -38,9 +38,9 @@ pub(crate) fn observe(shared: &Shared) -> Value {
                     "seconds-ago": ago(at) })
         }),
         "quarantine": quarantine,
-        "net": shared.places.net_observe().ok(),
+        "network": shared.places.net_observe().ok(),
         "host": shared.places.host_observe().ok(),
-        "turn": shared.serving.report(Service::Relay),
+        "relay": shared.serving.report(Service::Relay),
         "proxy": shared.serving.report(Service::Proxy),
         "device": device(Path::new(DEVICE)),
         "data": data(),
