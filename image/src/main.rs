@@ -6,25 +6,17 @@ use clap::{Parser, Subcommand};
 mod build;
 mod bundle_command;
 mod deb;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod disk;
 mod fat;
 mod gpt;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod initrd;
 mod lock;
-#[expect(dead_code, reason = "its users land after it")]
 mod recipe;
-#[expect(dead_code, reason = "its users land after it")]
 mod rootfs;
 mod run;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod squashfs;
-#[expect(dead_code, reason = "its users land after it")]
 mod tree;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod uki;
-#[cfg_attr(not(test), expect(dead_code, reason = "its users land after it"))]
 mod verity;
 
 /// Builds the appliance image, signs a site's bundle, runs an image in QEMU.

@@ -41,7 +41,7 @@ use accounts::Accounts;
 
 const AGENT: &str = "usr/bin/postern-agent";
 /// The owner's first trust, read-only under verity.
-const TRUST: &str = "usr/share/postern/trust";
+const TRUST: &str = "usr/lib/postern/trust";
 const EFI: &str = "usr/lib/systemd/boot/efi";
 
 /// The root file system, and what goes beside it.
