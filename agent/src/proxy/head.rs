@@ -283,9 +283,13 @@ impl<'a> Fields<'a> {
                 }
             }
             b"connection" => self.connection(value)?,
-            b"upgrade" => self.websocket = value.eq_ignore_ascii_case(b"websocket"),
-            b"sec-websocket-key" if value.is_empty() || self.websocket_key => {
-                return Err(bad("Sec-WebSocket-Key is empty or there twice"));
+            b"upgrade" => {
+                let mut protocols = value.split(|&byte| byte == b',');
+                self.websocket |=
+                    protocols.any(|it| it.trim_ascii().eq_ignore_ascii_case(b"websocket"));
+            }
+            b"sec-websocket-key" if self.websocket_key || !is_websocket_key(value) => {
+                return Err(bad("Sec-WebSocket-Key is not 16 bytes in base64, once"));
             }
             b"sec-websocket-key" => self.websocket_key = true,
             b"expect" if !value.eq_ignore_ascii_case(b"100-continue") => {
@@ -379,6 +383,12 @@ fn trim_spaces(mut value: &[u8]) -> &[u8] {
 /// `tchar` of RFC 9110 section 5.6.2.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// 16 bytes in base64 (RFC 6455 section 4.1).
+fn is_websocket_key(value: &[u8]) -> bool {
+    let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    value.len() == 24 && value.ends_with(b"==") && value[..22].iter().all(base64)
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Refusal> {

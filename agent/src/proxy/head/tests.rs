@@ -25,7 +25,7 @@ fn ordinary_requests_pass() {
             Head { framing: Framing::Chunked, websocket: false },
         ),
         (
-            b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
             Head { framing: Framing::Length(0), websocket: true },
         ),
         // Without Connection: upgrade, and in HTTP/1.0, Upgrade says nothing (RFC 9110 section 7.8).
@@ -107,10 +107,11 @@ const TWO_READINGS: &[(&[u8], u16)] = &[
         ),
         (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", 400),
         (
-            b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
             400,
         ),
-        (b"GET https://a./ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x, websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: x\r\n\r\n", 400),
+    (b"GET https://a./ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET https://a:443/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: .\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),

@@ -133,7 +133,7 @@ async fn no_request_with_two_readings_reaches_the_upstream() {
         (
             format!(
                 "GET /ws HTTP/1.1\r\n{host}\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\
-                 Sec-WebSocket-Key: x\r\nContent-Length: 5\r\n\r\nhello"
+                 Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nContent-Length: 5\r\n\r\nhello"
             ),
             400,
         ),

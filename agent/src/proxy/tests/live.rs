@@ -68,7 +68,7 @@ async fn a_refused_upgrade_closes_the_connection() {
     let answer = setting
         .send(format!(
             "GET /no-websocket HTTP/1.1\r\nHost: {GUEST}\r\nUpgrade: websocket\r\n\
-             Connection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: {GUEST}\r\n\r\n"
+             Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: {GUEST}\r\n\r\n"
         ))
         .await;
 
