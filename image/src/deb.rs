@@ -183,7 +183,7 @@ fn find_member<'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn member(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -197,26 +197,29 @@ mod tests {
         out
     }
 
-    fn archive(entries: &[(&str, tar::EntryType, &str, u32)]) -> Vec<u8> {
+    /// A tar archive: path, kind, content or target, mode.
+    pub(crate) fn archive<T: AsRef<[u8]>>(entries: &[(&str, tar::EntryType, T, u32)]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, kind, content, mode) in entries {
+            let content = content.as_ref();
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(*kind);
             header.set_mode(*mode);
             header.set_uid(0);
             header.set_gid(42);
             let is_link = matches!(kind, tar::EntryType::Symlink | tar::EntryType::Link);
-            let bytes = if is_link { b"".as_slice() } else { content.as_bytes() };
+            let bytes = if is_link { b"".as_slice() } else { content };
             header.set_size(bytes.len() as u64);
             if is_link {
-                header.set_link_name(content).unwrap();
+                header.set_link_name(std::str::from_utf8(content).unwrap()).unwrap();
             }
             builder.append_data(&mut header, path, bytes).unwrap();
         }
         builder.into_inner().unwrap()
     }
 
-    fn package(data_name: &str, data: &[u8]) -> Vec<u8> {
+    /// A package with this data archive.
+    pub(crate) fn package(data_name: &str, data: &[u8]) -> Vec<u8> {
         let control = archive(&[("./postinst", tar::EntryType::Regular, "#!/bin/sh\n", 0o755)]);
         let mut deb = b"!<arch>\n".to_vec();
         deb.extend(member("debian-binary", b"2.0\n"));

@@ -78,7 +78,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     download(&lock, &store, args.mirror.as_deref())?;
     if is_new {
         check_scripts(&lock, &store, &ledger_path)?;
-        report_changes(old.as_ref(), &lock);
+        // A lock made elsewhere is held against the one beside the recipe.
+        let beside = args.recipe.with_file_name("appliance.lock");
+        report_changes(old.or_else(|| Lock::read(&beside).ok()).as_ref(), &lock);
         lock.write(&path)?;
     }
     let size: u64 = lock.packages.iter().map(|package| package.size).sum();

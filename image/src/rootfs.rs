@@ -229,3 +229,6 @@ fn remove_emptied(tree: &mut Tree, recipe: &Recipe) {
         tree.remove_empty_directories(&path);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -237,4 +237,4 @@ impl Library {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -12,7 +12,7 @@ const VERSION: &str = "6.12.1-test";
 const FOLDER: &str = "usr/lib/modules/6.12.1-test";
 
 /// An ELF relocatable file with `.modinfo` and a symbol table: what depmod looks at.
-fn module(info: &[&str], exports: &[&str], imports: &[&str]) -> Vec<u8> {
+pub(in crate::rootfs) fn module(info: &[&str], exports: &[&str], imports: &[&str]) -> Vec<u8> {
     let mut strings = vec![0];
     let mut symbols = vec![0; 24];
     let exported = exports.iter().map(|name| (format!("__crc_{name}"), 0xfff1u16));
