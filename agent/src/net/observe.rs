@@ -16,13 +16,14 @@
 //!                 "reason": null}],
 //!   "rules": {"in-order": true, "found": ["from 192.0.2.1/32 table 101 priority 1000"]},
 //!   "ruleset": {"in-order": true, "problem": null},
-//!   "sysctls": {"in-order": true, "different": [], "absent": []},
+//!   "sysctls": {"in-order": true, "different": [], "unsettable": []},
 //!   "listeners": [{"owner": "proxy", "address": "192.0.2.1:443", "transport": "tcp"}],
 //!   "last-apply": {"serial": 7, "writes": 24, "micros": 21000}, "drift-repairs": 0 }
 //! ```
 //!
 //! `generation` and `pending` are null when there is none; under the rescue plan NICs have no
-//! `name`. `faults` has a sentence for each local invariant that is broken; a NIC without carrier
+//! `name`. `unsettable` settings are those that this kernel lacks or that belong to the machine
+//! around this namespace. `faults` has a sentence for each local invariant that is broken; a NIC without carrier
 //! breaks none. `reachable` is what the neighbour table says, null while it is being asked: asking
 //! for status makes the kernel ask a gateway that it knows nothing of.
 
@@ -66,14 +67,13 @@ pub(crate) async fn observe(engine: &Engine) -> anyhow::Result<Value> {
     }
 
     let settings = sysctl::differences(&resolved_sysctls(plan, &wanted))?;
+    let (settings, unsettable): (Vec<_>, Vec<_>) =
+        settings.into_iter().partition(|setting| setting.settable);
+    let unsettable: Vec<String> = unsettable.into_iter().map(|setting| setting.path).collect();
     for setting in &settings {
-        if let Some(found) = &setting.found {
-            faults.push(format!("{} is {found}, not {}", setting.path, setting.wanted));
-        }
+        let found = setting.found.as_deref().unwrap_or_default();
+        faults.push(format!("{} is {found}, not {}", setting.path, setting.wanted));
     }
-    let (settings, absent): (Vec<_>, Vec<_>) =
-        settings.into_iter().partition(|setting| setting.found.is_some());
-    let absent: Vec<String> = absent.into_iter().map(|setting| setting.path).collect();
     let different: Vec<Value> = settings
         .iter()
         .map(|d| json!({"path": d.path, "wanted": d.wanted, "found": d.found}))
@@ -113,7 +113,7 @@ pub(crate) async fn observe(engine: &Engine) -> anyhow::Result<Value> {
             "in-order": ruleset_in_order,
             "problem": ruleset.err().map(|error| error.to_string()),
         },
-        "sysctls": {"in-order": different.is_empty(), "different": different, "absent": absent},
+        "sysctls": {"in-order": different.is_empty(), "different": different, "unsettable": unsettable},
         "listeners": engine.sockets.plans().collect::<Vec<_>>(),
         "last-apply": last_apply,
         "drift-repairs": engine.repairs,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Where they are.
@@ -27,6 +28,9 @@ pub(crate) struct Difference {
     pub(crate) wanted: String,
     /// What it is; `None` when this kernel has no such setting.
     pub(crate) found: Option<String>,
+    /// Whether it can be set here. In a network namespace some are shown that belong to the whole
+    /// machine; those have no write permission for anybody.
+    pub(crate) settable: bool,
 }
 
 /// Replaces `@NAME` components by the NIC's name; settings of an absent NIC are left out.
@@ -53,29 +57,34 @@ pub(crate) fn resolve(
 pub(crate) fn differences(settings: &[(String, String)]) -> Result<Vec<Difference>, SysctlError> {
     let mut differences = Vec::new();
     for (path, wanted) in settings {
-        let found = std::fs::read_to_string(full(path)?).ok();
+        let full = full(path)?;
+        let found = std::fs::read_to_string(&full).ok();
         let same = found
             .as_ref()
             .is_some_and(|found| found.split_whitespace().eq(wanted.split_whitespace()));
         if !same {
             let found = found.map(|found| found.trim().to_owned());
-            differences.push(Difference { path: path.clone(), wanted: wanted.clone(), found });
+            let settable = found.is_some()
+                && std::fs::metadata(&full)
+                    .is_ok_and(|file| file.permissions().mode() & 0o222 != 0);
+            let (path, wanted) = (path.clone(), wanted.clone());
+            differences.push(Difference { path, wanted, found, settable });
         }
     }
     Ok(differences)
 }
 
-/// Writes what differs and returns how many writes that took. A setting that this kernel does
-/// not have is said in the log and left out: status shows it.
+/// Writes what differs and returns how many writes that took. A setting that cannot be set here
+/// is said in the log and left out: status shows it.
 ///
 /// # Errors
 ///
 /// Returns [`SysctlError::Write`] when the kernel refuses a value.
 pub(crate) fn apply(settings: &[(String, String)]) -> Result<u32, SysctlError> {
     let mut writes = 0;
-    for Difference { path, wanted, found } in differences(settings)? {
-        if found.is_none() {
-            tracing::warn!(setting = path, "This kernel has no such setting");
+    for Difference { path, wanted, found, settable } in differences(settings)? {
+        if !settable {
+            tracing::warn!(setting = path, ?found, "Not settable here");
             continue;
         }
         tracing::info!(setting = path, value = wanted, "Setting");

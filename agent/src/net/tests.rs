@@ -22,6 +22,7 @@ use crate::plan::{
 };
 
 mod store_and_deadline;
+mod two_nics;
 
 const MAC1: &str = "02:00:5e:00:53:01";
 const MAC2: &str = "02:00:5e:00:53:02";
@@ -504,15 +505,21 @@ fn counters_and_traffic_do_not_make_a_ruleset_differ() {
 const REFERENCE: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/plan/octavio.plan.json"));
 
+/// The reference site's plan, with the NICs here made to match it.
+fn reference_plan() -> NetPlan {
+    let golden: Value = serde_json::from_str(REFERENCE).unwrap();
+    let plan: NetPlan = serde_json::from_value(golden["net"].clone()).unwrap();
+    for (near, link) in ["near1", "near2"].iter().zip(&plan.links) {
+        let LinkSelector::Mac(mac) = &link.select else { panic!("{link:?}") };
+        ip(&format!("link set {near} address {mac}"));
+    }
+    plan
+}
+
 #[test]
 fn the_reference_site_applies_and_writes_nothing_again() {
     engine_test(async |mut engine| {
-        let golden: Value = serde_json::from_str(REFERENCE).unwrap();
-        let plan: NetPlan = serde_json::from_value(golden["net"].clone()).unwrap();
-        for (near, link) in ["near1", "near2"].iter().zip(&plan.links) {
-            let LinkSelector::Mac(mac) = &link.select else { panic!("{link:?}") };
-            ip(&format!("link set {near} address {mac}"));
-        }
+        let plan = reference_plan();
 
         assert!(applied(&mut engine, 7, &plan).await > 0);
 
@@ -520,5 +527,50 @@ fn the_reference_site_applies_and_writes_nothing_again() {
         assert_eq!(now["in-order"], true, "{now:#}");
         assert_eq!(applied(&mut engine, 7, &plan).await, 0);
         assert_eq!(engine.repair(true).await, 0);
+    });
+}
+
+#[test]
+fn a_setting_of_the_machine_around_a_namespace_is_left_out_and_shown() {
+    engine_test(async |mut engine| {
+        let mut plan = plan();
+        let machines = "net/core/rmem_max".to_owned();
+        let here = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap_or_default();
+        plan.sysctls.push((machines.clone(), "123456".to_owned()));
+        plan.sysctls.push(("net/ipv4/no_such_setting".to_owned(), "1".to_owned()));
+
+        applied(&mut engine, 1, &plan).await;
+
+        let now = observed(&engine).await;
+        assert_eq!(now["in-order"], true, "{now:#}");
+        assert_eq!(now["sysctls"]["unsettable"], json!([machines, "net/ipv4/no_such_setting"]));
+        let after = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap_or_default();
+        assert_eq!(after, here);
+    });
+}
+
+#[test]
+fn a_setting_outside_net_is_refused() {
+    engine_test(async |mut engine| {
+        for path in ["kernel/core_pattern", "net/../kernel/core_pattern", "net//x"] {
+            let mut plan = plan();
+            plan.sysctls = vec![(path.to_owned(), "x".to_owned())];
+            engine.put_plan(&generation(1), &plan).unwrap();
+            let error = engine.apply(&generation(1)).await.unwrap_err().to_string();
+            assert!(error.contains("only plain paths below net/"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_ruleset_about_another_table_is_refused() {
+    engine_test(async |mut engine| {
+        let mut plan = plan();
+        plan.ruleset = json!([{"flush": {"table": {"family": "ip", "name": "others"}}}]);
+        engine.put_plan(&generation(1), &plan).unwrap();
+
+        let error = engine.apply(&generation(1)).await.unwrap_err().to_string();
+
+        assert!(error.contains("only the table inet postern is ours"), "{error}");
     });
 }
