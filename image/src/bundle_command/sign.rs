@@ -205,7 +205,7 @@ fn probe(probe: bundle::site::Probe) -> manifest::Probe {
 }
 
 fn read_certs(site: &Site, site_file: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let folder = site_file.parent().unwrap_or(Path::new(""));
+    let folder = site_file.parent().unwrap_or_else(|| Path::new(""));
     let mut certs = BTreeMap::new();
     for file in site.files() {
         let text = read_text(&folder.join(&file))
