@@ -283,7 +283,8 @@ fn sign_with(key: &Path, payload: &[u8]) -> anyhow::Result<String> {
 fn refuse(site: &Path, faults: &[Fault]) -> anyhow::Result<()> {
     faults.iter().for_each(|fault| note(&format!("{fault}\n")));
     let errors = faults.iter().filter(|fault| fault.is_error()).count();
-    bail!("{} has {errors} faults; nothing was signed", site.display())
+    let s = if errors == 1 { "" } else { "s" };
+    bail!("{}: {errors} error{s}; nothing was signed", site.display())
 }
 
 /// `dir/octavio.site.yaml` and `.postern` give `dir/octavio.postern`.
