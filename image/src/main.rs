@@ -1,6 +1,9 @@
 //! `postern`: builds the appliance image, signs a site's bundle, runs an image in QEMU.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 mod build;
@@ -40,11 +43,23 @@ enum Command {
     Bundle(bundle_command::Command),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Lock(args) => lock::run(&args),
-        Command::Build(args) => build::run(&args),
-        Command::Run(args) => run::run(&args),
-        Command::Bundle(command) => bundle_command::run(&command),
+fn main() -> ExitCode {
+    match dispatch(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line for people; where in our code it came from helps nobody who uses it.
+            // Nothing can be done when standard error is gone.
+            let _ignored = writeln!(std::io::stderr(), "postern: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Lock(args) => lock::run(args),
+        Command::Build(args) => build::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Bundle(command) => bundle_command::run(command),
     }
 }

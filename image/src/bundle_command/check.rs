@@ -66,7 +66,7 @@ fn secrets_file(args: &Args) -> Option<PathBuf> {
 
 /// The files that are there; a missing one is a fault of the site, not of this command.
 fn read_files(site: &Site, site_file: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let folder = site_file.parent().unwrap_or(Path::new(""));
+    let folder = site_file.parent().unwrap_or_else(|| Path::new(""));
     let mut files = BTreeMap::new();
     for name in site.files() {
         let path = folder.join(&name);
@@ -129,5 +129,33 @@ fn plural(count: usize, word: &str) -> String {
     match count {
         1 => format!("1 {word}"),
         _ => format!("{count} {word}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SITE: &str = include_str!("../../../docs/octavio.site.yaml");
+
+    fn check(site: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("octavio.site.yaml");
+        std::fs::write(&path, site).unwrap();
+        let error = run(&Args { site: path, secrets: None }).unwrap_err().to_string();
+        error.rsplit_once(": ").unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn missing_certificate_files_are_faults_of_the_site() {
+        assert_eq!(check(SITE), "2 errors, 0 warnings");
+    }
+
+    #[test]
+    fn every_fault_of_the_text_is_counted() {
+        let site =
+            SITE.replace("serial: 7", "serial: x").replace("172.16.85.168/24", "172.16.85.168");
+
+        assert_eq!(check(&site), "2 errors, 0 warnings");
     }
 }
