@@ -1,8 +1,9 @@
 //! `postern-agent host`: host name, DNS, time servers and the clock's floor, for the agent alone.
 //!
 //! It is uid 0 because systemd-resolved and systemd-hostnamed refuse every other caller when there
-//! is no polkit; it keeps one capability, CAP_SYS_TIME, and reads nothing but typed verbs from the
-//! agent and answers from the system bus.
+//! is no polkit (seen with systemd 257: "Permission denied" for another uid, and yes to uid 0 with
+//! no other capability than this process keeps, CAP_SYS_TIME). It reads nothing but typed verbs
+//! from the agent and answers from the system bus.
 //!
 //! | what | how |
 //! |---|---|

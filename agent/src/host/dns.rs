@@ -1,17 +1,25 @@
 //! DNS per NIC in systemd-resolved (org.freedesktop.resolve1(5)).
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use zbus::Connection;
 use zbus::OwnedObjectPath;
+use zbus::fdo::DBusProxy;
+use zbus::names::WellKnownName;
 use zbus::proxy::CacheProperties;
 
+use super::has_owner;
 use crate::net::desired::find;
 use crate::net::kernel::{Kernel, Link};
 use crate::plan::LinkDns;
 
+/// resolved's name on the bus.
+const NAME: &str = "org.freedesktop.resolve1";
+/// How long it may take to come.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// AF_INET and AF_INET6 as resolved wants them.
 const INET: i32 = nix::libc::AF_INET;
 const INET6: i32 = nix::libc::AF_INET6;
@@ -66,6 +74,9 @@ pub(super) async fn apply(
     kernel: &Kernel,
     plan: &[LinkDns],
 ) -> anyhow::Result<u32> {
+    if !plan.is_empty() {
+        wait_for_resolver(bus).await?;
+    }
     let links = kernel.links().await?;
     let resolver = ResolverProxy::new(bus).await?;
     let mut writes = 0;
@@ -77,6 +88,25 @@ pub(super) async fn apply(
             .with_context(|| format!("systemd-resolved did not take the settings of {name}"))?;
     }
     Ok(writes)
+}
+
+/// Early in a boot the agent may be there before resolved is: has the bus start it, or waits for
+/// whoever starts it.
+async fn wait_for_resolver(bus: &Connection) -> anyhow::Result<()> {
+    let daemon = DBusProxy::new(bus).await?;
+    let started = Instant::now();
+    // Not by asking the bus to start it first: for a name that has an owner and no service file
+    // that is an error too.
+    while !has_owner(bus, NAME).await? {
+        match daemon.start_service_by_name(WellKnownName::try_from(NAME)?, 0).await {
+            Ok(_) => return Ok(()),
+            Err(error) if started.elapsed() > PATIENCE => {
+                return Err(error).context("systemd-resolved is not there");
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    Ok(())
 }
 
 async fn apply_link(

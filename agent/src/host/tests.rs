@@ -116,6 +116,21 @@ fn each_name_is_asked_of_its_own_nic_and_a_second_apply_changes_nothing() {
 }
 
 #[test]
+fn a_resolver_that_comes_late_is_waited_for() {
+    in_namespace(async |bus| {
+        let mut host = host(&bus);
+        let start = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            bus.start_resolved();
+        };
+        let plan = plan();
+        let (writes, ()) = tokio::join!(apply(&mut host, &plan), start);
+
+        assert!(writes >= 5, "{writes}");
+    });
+}
+
+#[test]
 fn the_host_name_is_set_by_hostnamed_once() {
     in_namespace(async |bus| {
         bus.start_resolved();
