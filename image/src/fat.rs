@@ -279,7 +279,7 @@ impl Geometry {
             return Err(wrong());
         }
         let (reserved, root_sectors, width) = match volume.kind {
-            Kind::Fat16 => (4, ROOT_ENTRIES * 32 / SECTOR, 2),
+            Kind::Fat16 => (1, ROOT_ENTRIES * 32 / SECTOR, 2),
             Kind::Fat32 => (32, 0, 4),
         };
         // Generous by at most one FAT's worth: sized for all sectors to be data.
