@@ -258,6 +258,8 @@ fn check_scripts(lock: &Lock, store: &Store, path: &Path) -> anyhow::Result<()> 
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the script ledger {}", path.display()))?;
     let ledger = Ledger::parse(&text).with_context(|| format!("{}", path.display()))?;
+    // Where a person finds the texts to read.
+    let unread = store.folder().join("unread-scripts");
     let mut unknown = Vec::new();
     for package in &lock.packages {
         let bytes = store
@@ -271,17 +273,19 @@ fn check_scripts(lock: &Lock, store: &Store, path: &Path) -> anyhow::Result<()> 
             }
             let state = if ledger.knows_other(&script) { "changed" } else { "new" };
             unknown.push(format!("  {script}  ({state})"));
+            let text = control.get(&script.file).map(Vec::as_slice).unwrap_or_default();
+            fs::create_dir_all(&unread)?;
+            fs::write(unread.join(format!("{}.{}", package.name, script.file)), text)?;
         }
     }
     ensure!(
         unknown.is_empty(),
         "{} maintainer scripts are not in {}:\n{}\n\
-         Read each (`dpkg-deb --ctrl-tarfile`, from {}), then add its line with the handlers that \
-         stand for it, or `ignore # why`.",
+         Read each, in {}, then add its line with the handlers that stand for it, or `ignore # why`.",
         unknown.len(),
         path.display(),
         unknown.join("\n"),
-        store.folder().display()
+        unread.display()
     );
     Ok(())
 }

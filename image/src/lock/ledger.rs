@@ -9,7 +9,8 @@
 //! control archive, `hash` the first 16 hexadecimal digits of SHA-256 over its text, `handlers` a
 //! list of [`HANDLERS`] joined by `+`. The rest of the line is the reason, after `#`. So that an
 //! update that changes nothing but the version passes, the package's own version (and the upstream
-//! part of it) is replaced in name and text before.
+//! part of it) is replaced in name and text before, and debhelper's comments with its version are
+//! left out.
 //!
 //! Not in the ledger, by rule: `prerm` and `postrm`, which run when a package goes (none ever does);
 //! `md5sums`, `shlibs`, `symbols`, `templates`, which are data of other tools; a `triggers` file
@@ -41,6 +42,9 @@ const HANDLERS: [&str; 11] = [
 /// Control files that say nothing about what happens on the disk at installation.
 const INERT: [&str; 7] =
     ["control", "md5sums", "shlibs", "symbols", "templates", "prerm", "postrm"];
+
+/// A comment that names the version of the tool that made the next lines.
+const DEBHELPER: &str = "# Automatically added by dh_";
 
 /// A script that a package has, as the ledger knows it.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -139,7 +143,9 @@ pub(crate) fn scripts(
         .filter(|(file, text)| !INERT.contains(&file.as_str()) && !is_plain(file, text));
     relevant
         .map(|(file, text)| {
-            let text = replace(&String::from_utf8_lossy(text));
+            let text = String::from_utf8_lossy(text);
+            let lines = text.split_inclusive('\n').filter(|line| !line.starts_with(DEBHELPER));
+            let text = replace(&lines.collect::<String>());
             let hash = hex(&Sha256::digest(text.as_bytes()));
             Script {
                 package: replace(package),
@@ -181,7 +187,10 @@ mod tests {
         let new = scripts(
             "linux-image-6.12.9+deb13-amd64",
             "6.12.9-2",
-            &control(&[("postinst", "version=6.12.9+deb13-amd64\n# 6.12.9-2\n")]),
+            &control(&[(
+                "postinst",
+                "version=6.12.9+deb13-amd64\n# Automatically added by dh_x/13\n# 6.12.9-2\n",
+            )]),
         );
         let other = scripts(
             "linux-image-6.12.9+deb13-amd64",
