@@ -17,8 +17,9 @@ const IMAGE_TRUST: &str = "/usr/lib/postern/trust";
 /// The inputs, parsed.
 #[derive(Debug)]
 pub(super) struct Inputs {
-    /// Trust as far as it was walked before.
-    pub(super) trust: TrustChain,
+    /// Trust as far as it was walked before. Opening the confirmed bundle again does not need it,
+    /// so a damaged trust file keeps no box from coming up.
+    pub(super) trust: Result<TrustChain, Refusal>,
     /// The confirmed generation.
     pub(super) confirmed: Option<LastKnownGood>,
     /// What this machine is.
@@ -57,12 +58,16 @@ impl Inputs {
         let wrong = |path: &Path, error: &dyn std::fmt::Display| {
             not_ready(format!("this box cannot judge bundles: {}: {error}", path.display()))
         };
-        let image = fs::read(image_trust).map_err(|error| wrong(image_trust, &error))?;
-        let trust = TrustChain::anchored(&image).map_err(|error| wrong(image_trust, &error))?;
-        let stored = read_optional(stored_trust).map_err(|error| wrong(stored_trust, &error))?;
-        let trust = trust
-            .with_stored(&stored.unwrap_or_default())
-            .map_err(|error| wrong(stored_trust, &error))?;
+        let trust = || {
+            let image = fs::read(image_trust).map_err(|error| wrong(image_trust, &error))?;
+            let anchor =
+                TrustChain::anchored(&image).map_err(|error| wrong(image_trust, &error))?;
+            let stored =
+                read_optional(stored_trust).map_err(|error| wrong(stored_trust, &error))?;
+            anchor
+                .with_stored(&stored.unwrap_or_default())
+                .map_err(|error| wrong(stored_trust, &error))
+        };
         let confirmed = read_optional(lkg).map_err(|error| wrong(lkg, &error))?;
         let confirmed = confirmed
             .map(|bytes| serde_json::from_slice(&bytes))
@@ -90,7 +95,7 @@ impl Inputs {
             },
             seal_key: seal.as_ref().map(|seal| seal.public().fingerprint()),
         };
-        Ok(Self { trust, confirmed, hardware, seal })
+        Ok(Self { trust: trust(), confirmed, hardware, seal })
     }
 
     /// The lower bound for serials.

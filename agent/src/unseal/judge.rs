@@ -59,14 +59,13 @@ pub(super) struct Ready {
 /// Judges a bundle that has arrived, or opens the confirmed one again.
 pub(super) fn judge(request: &UnsealRequest, bytes: &[u8], inputs: &Inputs) -> Verdict {
     match request {
-        UnsealRequest::Judge => match walk_trust(bytes, &inputs.trust) {
-            Err(error) => Verdict { newer_trust: None, outcome: Err(error.into()) },
-            Ok(trust) => {
-                let newer = trust.version() > inputs.trust.version();
+        UnsealRequest::Judge => match walk(bytes, inputs) {
+            Err(refusal) => Verdict { newer_trust: None, outcome: Err(refusal) },
+            Ok((trust, newer_trust)) => {
                 let outcome = authenticate(bytes, &trust)
                     .map_err(Refusal::from)
-                    .and_then(|bundle| open(bundle, inputs, &trust));
-                Verdict { newer_trust: newer.then(|| trust.to_stored()), outcome }
+                    .and_then(|bundle| open(bundle, inputs, trust.version()));
+                Verdict { newer_trust, outcome }
             }
         },
         UnsealRequest::Reopen => {
@@ -74,15 +73,24 @@ pub(super) fn judge(request: &UnsealRequest, bytes: &[u8], inputs: &Inputs) -> V
                 code: "not-confirmed",
                 reason: "no bundle was ever confirmed on this box".to_owned(),
             });
+            let version = inputs.trust.as_ref().map_or(0, TrustChain::version);
             let outcome = confirmed
                 .and_then(|lkg| Ok(reopen(bytes, &lkg.generation.digest)?))
-                .and_then(|bundle| open(bundle, inputs, &inputs.trust));
+                .and_then(|bundle| open(bundle, inputs, version));
             Verdict { newer_trust: None, outcome }
         }
     }
 }
 
-fn open(bundle: AuthenticBundle, inputs: &Inputs, trust: &TrustChain) -> Result<Ready, Refusal> {
+/// Returns the trust in force, and the same as records when it is newer than what is stored.
+fn walk(bytes: &[u8], inputs: &Inputs) -> Result<(TrustChain, Option<Vec<u8>>), Refusal> {
+    let before = inputs.trust.as_ref().map_err(Refusal::clone)?;
+    let trust = walk_trust(bytes, before)?;
+    let newer = (trust.version() > before.version()).then(|| trust.to_stored());
+    Ok((trust, newer))
+}
+
+fn open(bundle: AuthenticBundle, inputs: &Inputs, trust_version: u32) -> Result<Ready, Refusal> {
     let verified = bundle.accept(&Receiver {
         target: Target::Hardware(&inputs.hardware),
         floor: inputs.floor(),
@@ -95,7 +103,7 @@ fn open(bundle: AuthenticBundle, inputs: &Inputs, trust: &TrustChain) -> Result<
         summary: summary(manifest, &verified.target().name, verified.signers()),
         derived,
         unchanged: verified.is_unchanged(),
-        trust_version: u64::from(trust.version()),
+        trust_version: u64::from(trust_version),
     })
 }
 

@@ -102,6 +102,11 @@ fn the_confirmed_bundle_reopens_and_older_ones_are_refused() {
     let same = place.ask(&UnsealRequest::Judge, &place.bundle(7, SITE));
     assert_eq!(same.refusal(), "same-serial-other-digest");
     let other = place.ask(&UnsealRequest::Reopen, &place.bundle(7, SITE));
+    // A damaged trust file keeps no box from coming up; it only stops new bundles.
+    fs::write(place.path("stored-trust"), "damaged").unwrap();
+    assert_eq!(place.ask(&UnsealRequest::Judge, &confirmed).refusal(), "not-ready");
+    let reopened = place.ask(&UnsealRequest::Reopen, &confirmed);
+    assert!(matches!(reopened.reply, UnsealReply::Accepted { unchanged: true, .. }));
     assert_eq!(other.refusal(), "other-digest");
 }
 
