@@ -9,9 +9,13 @@ use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Sends the log to standard error. `POSTERN_LOG` says what is logged; unset: from `info` up.
+/// What is logged unless `POSTERN_LOG` says otherwise. fatfs warns at each look of properties of
+/// the provision partition that are as we want them.
+const FILTER: &str = "info,fatfs=error";
+
+/// Sends the log to standard error.
 pub(crate) fn init() {
-    let filter = EnvFilter::try_from_env("POSTERN_LOG").unwrap_or_else(|_| "info".into());
+    let filter = EnvFilter::try_from_env("POSTERN_LOG").unwrap_or_else(|_| FILTER.into());
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let line =
         Line { prefix: journal, format: Format::default().without_time().with_target(false) };

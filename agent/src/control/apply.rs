@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// We give up this long before postern-net's own timer does, to say why.
 const MARGIN: Duration = Duration::from_secs(2);
 /// How long a service or postern-host may take to appear during a change.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks when nothing happens.
 const TICK: Duration = Duration::from_secs(5);
 /// Refusals that say nothing about the bundle: somebody was not there to judge or plan it.

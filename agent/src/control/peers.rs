@@ -22,9 +22,9 @@ use crate::message::{
 use crate::plan::{Generation, HostPlan, Service};
 
 /// How long one call may take; the slowest is an nft run on an emulated machine.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a judgement may take; its unit is killed at the same age.
-const UNSEAL_TIMEOUT: Duration = Duration::from_secs(30);
+const UNSEAL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(100);
 

@@ -21,7 +21,7 @@ use crate::message::{SliceReply, SliceRequest};
 use crate::plan::{Generation, Service};
 
 /// How long a serving process may take to load a slice.
-const SERVE_TIMEOUT: Duration = Duration::from_secs(15);
+const SERVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The slices of one generation.
 #[derive(Clone, Debug)]
