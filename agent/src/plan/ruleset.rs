@@ -49,7 +49,7 @@ fn prerouting(site: &Site, machine: &SiteBox) -> Vec<Value> {
         for family in FAMILIES {
             if let Some(forged) = addresses(family, forged) {
                 let forged = is("==", payload(family.protocol, "saddr"), forged);
-                commands.push(rule(CHAIN, vec![arrives(nic), forged, counter(), drop()]));
+                commands.push(rule(CHAIN, vec![arrives(nic), forged, counter(), discard()]));
             }
         }
     }
@@ -63,7 +63,7 @@ fn prerouting(site: &Site, machine: &SiteBox) -> Vec<Value> {
             };
             let mut expression = vec![arrives(nic)];
             expression.extend(mine);
-            expression.extend([counter(), drop()]);
+            expression.extend([counter(), discard()]);
             commands.push(rule(CHAIN, expression));
         }
     }
@@ -124,7 +124,7 @@ fn input(site: &Site, machine: &SiteBox) -> Vec<Value> {
         }
     }
     accept(new_connection(machine.admin.interface, machine.admin.port.get().into()));
-    commands.push(rule(CHAIN, vec![counter(), drop()]));
+    commands.push(rule(CHAIN, vec![counter(), discard()]));
     commands
 }
 
@@ -270,10 +270,13 @@ fn counter() -> Value {
     json!({"counter": null})
 }
 
-fn drop() -> Value {
+fn discard() -> Value {
     json!({"drop": null})
 }
 
 fn echo_limit() -> Value {
     json!({"limit": {"rate": 10, "burst": 20, "per": "second"}})
 }
+
+#[cfg(test)]
+mod tests;
