@@ -3,7 +3,7 @@
 //! Desired -> plan -> apply -> verify over rtnetlink and nftables, in the only process that holds
 //! CAP_NET_ADMIN. It reads no bundle: plans come from `postern-unseal`, generation numbers from
 //! `postern-agent`, peers are known by uid. It owns the dead-man timer and the commit point
-//! ([`LKG_FILE`](crate::message::LKG_FILE)), and it holds every listening socket below 1024.
+//! ([`LKG_FILE`]), and it holds every listening socket below 1024.
 //!
 //! | file | what |
 //! |---|---|

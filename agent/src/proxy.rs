@@ -35,6 +35,7 @@ use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Bytes;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
@@ -74,6 +75,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to stop.
 pub(crate) fn run() -> anyhow::Result<()> {
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     let proxy = Proxy::default();
@@ -93,6 +95,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
         signal(SignalKind::terminate())?.recv().await;
         Ok(())
     })
+}
+
+/// A connection takes a descriptor, a passed-on one two: as many as the unit file allows.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "The limit of open files stays");
+    }
 }
 
 /// Does what the agent asks, until it hangs up. Needs the context of a running runtime.
