@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+const RECIPE: &str = "image/appliance.yaml";
+
 /// Paths of the built programs.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
@@ -58,14 +60,32 @@ pub fn signer(postern: &Path) -> Result<[PathBuf; 2]> {
 pub fn image(artifacts: &Artifacts, output: &Path) -> Result<Duration> {
     let init = build_init()?;
     let [_, trust] = signer(&artifacts.postern)?;
+    let lock = download(&artifacts.postern, output)?;
     let mut command = as_ordinary_user(&artifacts.postern, output)?;
-    command.args(["build", "--lock", "image/appliance.lock", "--recipe", "image/appliance.yaml"]);
+    command.args(["build", "--recipe", RECIPE, "--lock"]).arg(lock);
     command.arg("--agent").arg(&artifacts.agent).arg("--init").arg(init);
     command.arg("--trust").arg(trust).arg("-o").arg(output).current_dir(repository());
     let start = std::time::Instant::now();
     let status = command.status()?;
     ensure!(status.success(), "postern build: {status}");
     Ok(start.elapsed())
+}
+
+/// Downloads what the committed lock names and returns its path. When the mirror no longer has all
+/// of it, a lock made of what it has now, beside `output`.
+fn download(postern: &Path, output: &Path) -> Result<PathBuf> {
+    let mut command = as_ordinary_user(postern, output)?;
+    let status = command.args(["lock", "--recipe", RECIPE]).current_dir(repository()).status()?;
+    if status.success() {
+        return Ok(repository().join("image/appliance.lock"));
+    }
+    let lock = output.with_file_name("appliance.lock");
+    println!("Locking anew, into {}; the committed lock stays as it is.", lock.display());
+    let mut command = as_ordinary_user(postern, output)?;
+    command.args(["lock", "--update", "--recipe", RECIPE, "-o"]).arg(&lock);
+    let status = command.current_dir(repository()).status()?;
+    ensure!(status.success(), "postern lock --update: {status}");
+    Ok(lock)
 }
 
 /// Builds the initrd's static init and returns its path.
