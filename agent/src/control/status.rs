@@ -137,8 +137,9 @@ fn memory() -> Value {
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
     let mut processes: BTreeMap<String, u64> = BTreeMap::new();
     for process in system.processes_by_exact_name("postern-agent".as_ref()) {
-        let role = process.cmd().get(1).map(|it| it.to_string_lossy().into_owned());
-        let sum = processes.entry(role.unwrap_or_default()).or_default();
+        // One that has just ended has no command line any more.
+        let Some(role) = process.cmd().get(1) else { continue };
+        let sum = processes.entry(role.to_string_lossy().into_owned()).or_default();
         *sum = sum.saturating_add(process.memory());
     }
     json!({

@@ -232,7 +232,8 @@ fn prepare_files(
     for file in site.device_files()? {
         let name = file.file_name().context("a file")?.to_string_lossy();
         let to = format!("/var/lib/postern/device/{name}");
-        host.run(&format!("install -m 0600 '{}' {to}", file.display()))?;
+        let mode = if matches!(&*name, "seal" | "identity") { "0600" } else { "0644" };
+        host.run(&format!("install -m {mode} '{}' {to}", file.display()))?;
     }
     host.set_resolver("127.0.0.53")
 }
