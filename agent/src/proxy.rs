@@ -314,8 +314,8 @@ fn upstream_report(guest: &serving::Guest) -> Value {
     let faults = seen.iter().filter(|seen| seen.state != State::Up);
     let mut reason: Vec<String> =
         faults.map(|seen| format!("{}: {}", seen.state.word(), seen.detail)).collect();
-    if seen.is_empty() {
-        reason.push("no address is known for its name".to_owned());
+    if let Some(fault) = guest.upstream.look_up_fault() {
+        reason.push(format!("its name is not found: {fault}"));
     }
     json!({
         "guest": guest.host,

@@ -224,6 +224,8 @@ pub(super) struct Upstream {
     tls: Arc<ClientConfig>,
     /// Whether the resolver was asked, or need not be.
     resolved: AtomicBool,
+    /// Why the last look-up found nothing.
+    look_up_fault: Mutex<Option<String>>,
     endpoints: Mutex<Vec<Arc<Endpoint>>>,
 }
 
@@ -245,6 +247,7 @@ impl Upstream {
             name,
             tls,
             resolved: AtomicBool::new(!plan.addresses.is_empty()),
+            look_up_fault: Mutex::new(None),
             endpoints: Mutex::new(endpoints),
         })
     }
@@ -279,12 +282,31 @@ impl Upstream {
                     next.push(known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(address))));
                 }
                 *endpoints = next;
+                drop(endpoints);
+                self.note_look_up(None);
             }
-            Ok(Err(error)) => {
-                tracing::warn!(upstream = self.plan.host, %error, "Upstream has no address");
-            }
-            Err(_) => tracing::warn!(upstream = self.plan.host, "No DNS server answers"),
+            Ok(Err(error)) => self.note_look_up(Some(error.to_string())),
+            Err(_) => self.note_look_up(Some("no DNS server answers".to_owned())),
         }
+    }
+
+    /// Why its name was not found, when it was looked up last.
+    pub(super) fn look_up_fault(&self) -> Option<String> {
+        lock(&self.look_up_fault).clone()
+    }
+
+    /// Notes the outcome of a look-up; logs it when it is news.
+    fn note_look_up(&self, fault: Option<String>) {
+        let mut known = lock(&self.look_up_fault);
+        if *known == fault {
+            return;
+        }
+        let upstream = &self.plan.host;
+        match &fault {
+            Some(reason) => tracing::warn!(upstream, reason, "Upstream's name is not found"),
+            None => tracing::info!(upstream, "Upstream's name is found again"),
+        }
+        *known = fault;
     }
 
     /// Opens a connection to one address, with TLS, and says how long its TCP handshake took.

@@ -159,3 +159,23 @@ async fn status_tells_what_is_wrong_with_an_upstream() {
     assert!(report["guests"][0]["upstream"]["addresses"][0]["rtt-micros"].is_u64(), "{report}");
     assert_eq!(report["upstreams"][0]["reachable"], true, "{report}");
 }
+
+#[tokio::test]
+async fn a_name_that_is_not_found_is_said_in_status() {
+    let mut setting = Setting::new().await;
+    setting.slice.guests[0].upstream.addresses.clear();
+    setting.slice.guests[0].upstream.host = "nobody.invalid".to_owned();
+    setting.serve(2);
+
+    assert!(setting.get("/").await.starts_with("HTTP/1.1 503 "));
+    for _ in 0..200 {
+        let report = setting.proxy.report()["upstreams"][0].clone();
+        if report["reachable"] == false {
+            let reason = report["reason"].as_str().unwrap();
+            assert!(reason.starts_with("its name is not found: "), "{report}");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the upstream is still thought of: {}", setting.proxy.report());
+}
