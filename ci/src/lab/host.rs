@@ -33,12 +33,24 @@ impl Host {
     pub fn start(name: &str, directory: &Path) -> Result<Self> {
         let directory = directory.join(name);
         fs::create_dir_all(&directory)?;
-        let mut holder = Command::new("unshare")
-            .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork"])
+        // The holder ends with the thread that starts it, so that a lab whose program is killed
+        // leaves nothing behind.
+        let mut holder = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--net",
+                "--mount",
+                "--propagation",
+                "private",
+                "--pid",
+                "--fork",
+            ])
             .args(["--kill-child", "--mount-proc", "sleep", "infinity"])
             .stdin(Stdio::null())
             .spawn()
-            .context("cannot run unshare(1) from util-linux")?;
+            .context("cannot run setpriv(1) and unshare(1) from util-linux")?;
         let init = match wait_for_child_of(&mut holder) {
             Ok(init) => init,
             Err(error) => {
