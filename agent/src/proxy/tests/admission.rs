@@ -207,3 +207,25 @@ async fn port_80_leads_to_the_guest_url_and_nowhere_else() {
     let answer = ask(format!("GET / HTTP/1.1\r\nHost: {GUEST}\r\nHost: {GUEST}\r\n\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }
+
+/// Takes ten seconds: it is the real clock that must not be fooled by single bytes.
+#[tokio::test]
+async fn a_head_that_trickles_in_is_cut_off() {
+    let setting = Setting::new().await;
+    let stream = setting.connect(GUEST).await;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let trickle = tokio::spawn(async move {
+        for byte in "GET / HTTP/1.1\r\nX: ".bytes().chain(std::iter::repeat(b'a')) {
+            if writer.write_all(&[byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        }
+    });
+
+    let answer = read_to_end(&mut reader).await;
+
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(setting.proxy.report()["requests-refused"], 1);
+    trickle.abort();
+}
