@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use postern_ci::end_to_end;
 use postern_ci::lab::Lab;
@@ -86,27 +85,4 @@ fn for_another_box(lab: &Lab) -> PathBuf {
     fs::remove_file(&bundle).unwrap();
     lab.site.sign_current("signer", &bundle).unwrap();
     bundle
-}
-
-#[test]
-fn a_bundle_is_audited_with_stock_tools_alone() {
-    let _turn = one_at_a_time();
-    let lab = start(Nics::Veth, InnerPath::DeclaredPeer);
-    let bundle = lab.sign(7).unwrap();
-    lab.site.postern(&["bundle", "split", bundle.to_str().unwrap(), "parts"]).unwrap();
-    let parts = lab.site.folder().join("parts");
-    let signers = fs::read_to_string(parts.join("allowed_signers")).unwrap();
-    let identity = signers.split_whitespace().next().unwrap();
-
-    let output = Command::new("ssh-keygen")
-        .args(["-Y", "verify", "-f", "allowed_signers", "-I", identity])
-        .args(["-n", "bundle.v1@postern", "-s", "sig.1"])
-        .current_dir(&parts)
-        .stdin(fs::File::open(parts.join("payload")).unwrap())
-        .output()
-        .unwrap();
-
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("Good \"bundle.v1@postern\" signature"), "{said}");
 }
