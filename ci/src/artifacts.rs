@@ -20,12 +20,14 @@ pub struct Artifacts {
 impl Artifacts {
     /// Builds both programs (nothing to do when they are fresh).
     ///
+    /// The whole workspace and one profile, as the tests: the dependencies are then built once.
+    ///
     /// # Errors
     ///
     /// Fails with cargo.
     pub fn build() -> Result<Self> {
         if !are_built() {
-            cargo(&["build", "--release", "-p", "postern-agent", "-p", "postern"])?;
+            cargo(&["build", "--release", "--workspace", "--bins"])?;
         }
         let folder = target_folder().join("release");
         Ok(Self { agent: folder.join("postern-agent"), postern: folder.join("postern") })

@@ -65,7 +65,7 @@ fn test() -> Result<()> {
     let (_, image) = build_image()?;
     println!("image: {}", image.display());
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
+    command.args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"]);
     command.env("POSTERN_BUILT", "1").current_dir(artifacts::repository());
     if !nix::unistd::geteuid().is_root() {
         println!("The tests make network namespaces, which takes root: they run through sudo.");
