@@ -32,8 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(5);
 /// Refusals that say nothing about the bundle: somebody was not there to judge or plan it.
 const NOT_YET: [&str; 4] = ["unavailable", "not-ready", "net", "disk"];
-/// Longest pause before a bundle that waits at the door is tried again.
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// Longest pause before a bundle that waits at the door is tried again: on a box that has nothing
+/// else to run, and on one whose guests each try disturbs.
+const LONGEST_RETRY: [Duration; 2] = [Duration::from_secs(300), Duration::from_secs(3600)];
+/// Between two rounds of putting right what others lost.
+const MAINTENANCE: Duration = Duration::from_secs(60);
 
 /// What the loop waits for.
 #[derive(Debug)]
@@ -166,6 +169,7 @@ pub(crate) struct Agent {
     progress: UnboundedSender<(String, String)>,
     loaded: Option<Loaded>,
     waiting: Option<Waiting>,
+    maintain_at: Instant,
 }
 
 impl Agent {
@@ -176,7 +180,8 @@ impl Agent {
         events: Receiver<Event>,
         progress: UnboundedSender<(String, String)>,
     ) -> Self {
-        Self { shared, store, events, progress, loaded: None, waiting: None }
+        let maintain_at = Instant::now();
+        Self { shared, store, events, progress, loaded: None, waiting: None, maintain_at }
     }
 
     /// Settles what an earlier instance left, takes `delivered` (the firmware's credential), then
@@ -253,7 +258,10 @@ impl Agent {
             Ok((Judgement::Refused { code, reason }, _)) => {
                 tracing::error!("serial {} does not open ({code}): {reason}", generation.serial);
             }
-            Err(error) => tracing::warn!("{error}; trying again"),
+            Err(error) => {
+                tracing::warn!("{error}; trying again");
+                self.maintain_at = Instant::now() + TICK;
+            }
         }
     }
 
@@ -261,8 +269,10 @@ impl Agent {
     fn adopt(&mut self, accepted: Accepted) {
         let generation = accepted.generation.clone();
         let loaded = load(accepted.generation, accepted.host, accepted.slices);
+        self.maintain_at = Instant::now() + MAINTENANCE;
         if let Err(error) = self.shared.places.host_apply(&loaded.host, PATIENCE) {
             tracing::warn!("{error}; trying again");
+            self.maintain_at = Instant::now() + TICK;
         }
         if let Err(error) = self.shared.serving.serve(&loaded.set, Duration::ZERO) {
             tracing::warn!("{error}; it gets its slice when it comes");
@@ -286,12 +296,16 @@ impl Agent {
         self.waiting = Some(Waiting {
             bytes: waiting.bytes,
             at: Instant::now() + pause,
-            pause: (pause * 2).min(LONGEST_RETRY),
+            pause: (pause * 2).min(LONGEST_RETRY[usize::from(self.loaded.is_some())]),
         });
     }
 
     /// Puts right what a restart of another process lost. Writes nothing when all is well.
     fn maintain(&mut self) {
+        if Instant::now() < self.maintain_at {
+            return;
+        }
+        self.maintain_at = Instant::now() + MAINTENANCE;
         let Some(loaded) = &self.loaded else {
             self.reopen();
             return;
@@ -382,7 +396,12 @@ impl Agent {
         let mut probes: BTreeSet<String> = accepted.require.into_iter().collect();
         probes.extend(baseline.into_iter().map(str::to_owned));
         self.probe(&generation, &probes, begun + accepted.deadline, auto)?;
-        places.net_confirm(&generation)?;
+        // The commit point is the file: an answer that was lost after it was written changes nothing.
+        if let Err(error) = places.net_confirm(&generation)
+            && self.confirmed().as_ref() != Some(&generation)
+        {
+            return Err(error.into());
+        }
         self.loaded = Some(loaded);
         self.shared.view().in_force = Some((generation.clone(), accepted.summary));
         self.step(Step::Kept, &format!("serial {}", generation.serial));

@@ -31,6 +31,7 @@ struct World {
     in_force: Option<Generation>,
     fail_net: bool,
     fail_slice: bool,
+    mute_confirm: bool,
     broken: Option<&'static str>,
     upstream: Option<&'static str>,
 }
@@ -103,6 +104,9 @@ impl Edge {
                     let floor = generation.serial;
                     let good = LastKnownGood { generation, floor };
                     fs::write(&lkg, serde_json::to_vec(&good).unwrap()).unwrap();
+                    if world.mute_confirm {
+                        return;
+                    }
                     NetReply::Done
                 }
                 NetRequest::Revert => {
@@ -428,6 +432,17 @@ fn nothing_to_confirm_is_said() {
     let (events, _shared) = edge.start();
 
     assert_eq!(confirm(&events), Err("nothing waits for a confirmation".to_owned()));
+}
+
+#[test]
+fn a_confirmation_whose_answer_is_lost_counts() {
+    let edge = Edge::new();
+    let (events, _shared) = edge.start();
+    edge.world.lock().unwrap().mute_confirm = true;
+
+    assert!(matches!(offer(&events, &bundle(1)), Outcome::Confirmed { .. }));
+
+    assert_eq!(edge.calls(), ["apply 1", "host edge1", "slice 1", "confirm 1"]);
 }
 
 #[test]
