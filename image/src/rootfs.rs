@@ -6,7 +6,7 @@
 //!
 //! # Order
 //!
-//! packages → prune → overlays → agent → accounts → tmpfiles → settings → presets → CA bundle →
+//! packages → prune → credentials refused → overlays → agent → accounts → tmpfiles → settings → presets → CA bundle →
 //! modules → loader cache. Overlays win over packages and over the settings here; presets, accounts
 //! and directories see what overlays bring.
 //!
@@ -89,6 +89,7 @@ pub(crate) fn build(
     tree.remove("usr/lib/systemd/boot");
 
     tree.retain(|path, _| !recipe.prune.iter().any(|pattern| pattern.matches(path)));
+    refuse_credentials(&mut tree)?;
     for folder in overlays {
         overlay::lay(&mut tree, folder)
             .with_context(|| format!("cannot lay {} over the root", folder.display()))?;
@@ -201,6 +202,25 @@ fn place<'a>(
         {
             bail!("`{path}` is also in the package {other}");
         }
+        tree.insert(&path, node)?;
+    }
+    Ok(())
+}
+
+/// Takes `ImportCredential=` out of the packages' units: whoever sets a machine's SMBIOS strings
+/// could otherwise make files, kernel settings and name servers. What overlays import stays.
+fn refuse_credentials(tree: &mut Tree) -> anyhow::Result<()> {
+    let imports = |line: &str| line.trim_start().starts_with("ImportCredential");
+    let mut changed = Vec::new();
+    for (path, node) in tree.below("usr/lib/systemd/system") {
+        let Kind::File(bytes) = &node.kind else { continue };
+        let Ok(text) = std::str::from_utf8(bytes) else { continue };
+        if text.lines().any(imports) {
+            let lines = text.split_inclusive('\n').filter(|line| !imports(line));
+            changed.push((path.to_owned(), Node::file(lines.collect::<String>(), node.mode)));
+        }
+    }
+    for (path, node) in changed {
         tree.insert(&path, node)?;
     }
     Ok(())

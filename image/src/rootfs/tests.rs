@@ -72,7 +72,7 @@ fn base_package() -> Vec<(&'static str, tar::EntryType, Vec<u8>, u32)> {
         (
             "./usr/lib/systemd/system/a.service",
             Regular,
-            text("[Install]\nWantedBy=a.target\n"),
+            text("[Service]\nImportCredential=tmpfiles.*\nUser=x\n[Install]\nWantedBy=a.target\n"),
             0o644,
         ),
         ("./var/lib/base/x", Regular, text("x"), 0o644),
@@ -108,6 +108,10 @@ fn a_root_is_filled_from_packages_overlays_and_fix_ups() {
     );
     assert!(tree.is_directory("usr/lib/modules/6.12.1-test/kernel/net"));
     assert_eq!(tree.entries("boot"), []);
+    assert_eq!(
+        tree.read_text("usr/lib/systemd/system/a.service"),
+        Some("[Service]\nUser=x\n[Install]\nWantedBy=a.target\n")
+    );
     for gone in [
         "usr/share/doc",
         "usr/lib/systemd/boot",
