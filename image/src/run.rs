@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Memory in MiB.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..))]
     memory: u32,
+    /// Processors. Under `tcg` several can trip over a kernel that patches itself (`Oops: int3`)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
     /// `user` (QEMU's own network) or `tap=LAN1,LAN2` (existing tap devices).
     #[arg(long, default_value = "user", value_name = "user|tap=LAN1,LAN2")]
     net: Net,

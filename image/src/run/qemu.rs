@@ -84,7 +84,7 @@ fn arguments(
         Accel::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]),
         Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
     }
-    add(&["-smp", "2", "-m", &args.memory.to_string()]);
+    add(&["-smp", &args.cpus.to_string(), "-m", &args.memory.to_string()]);
     let code = escaped(&programs.firmware.display().to_string());
     add(&["-drive", &format!("if=pflash,format=raw,unit=0,readonly=on,file={code}")]);
     add(&["-drive", &format!("if=pflash,format=raw,unit=1,file={variables}")]);
