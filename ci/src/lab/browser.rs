@@ -14,6 +14,14 @@ pub struct Browser<'a> {
     host: &'a Host,
     session: String,
     _driver: Daemon,
+    _profile: tempfile::TempDir,
+}
+
+impl Drop for Browser<'_> {
+    fn drop(&mut self) {
+        // chromedriver leaves its browser running when it is ended itself.
+        drop(self.request("DELETE", &format!("/session/{}", self.session), None));
+    }
 }
 
 impl<'a> Browser<'a> {
@@ -28,11 +36,13 @@ impl<'a> Browser<'a> {
         let mut command = host.command("env");
         command.arg(format!("HOME={}", home.display()));
         command.args(["chromedriver", "--port=9515", "--allowed-ips=127.0.0.1"]);
+        // A profile of its own: Chromium hands over to whoever has the same one open already.
+        let profile = tempfile::Builder::new().prefix("profile-").tempdir_in(&home)?;
+        let arguments = flags(&profile.path().display().to_string());
         let driver = host.daemon("chromedriver", &mut command)?;
-        let mut browser = Self { host, session: String::new(), _driver: driver };
+        let mut browser = Self { host, session: String::new(), _driver: driver, _profile: profile };
         eventually(Duration::from_secs(20), || browser.request("GET", "/status", None))
             .context("chromedriver (package chromium-driver) does not answer")?;
-        let arguments = flags(&home.display().to_string());
         let capabilities = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"binary": "/usr/bin/chromium", "args": arguments},
@@ -97,7 +107,7 @@ impl<'a> Browser<'a> {
 
     fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let mut curl = self.host.command("curl");
-        curl.args(["-s", "--max-time", "90", "-X", method, "-H", "Content-Type: application/json"]);
+        curl.args(["-s", "--max-time", "70", "-X", method, "-H", "Content-Type: application/json"]);
         if let Some(body) = body {
             curl.arg("-d").arg(body.to_string());
         }
@@ -122,10 +132,14 @@ impl<'a> Browser<'a> {
 pub fn prepare_home(host: &Host, authority: &str) -> Result<()> {
     let home = host.directory().join("browser");
     let store = home.join(".pki/nssdb");
+    if store.exists() {
+        // Asked to make its store again, certutil waits for a password.
+        return Ok(());
+    }
     fs::create_dir_all(&store)?;
     fs::write(home.join("authority.pem"), authority)?;
     host.run(&format!(
-        "certutil -d sql:{s} -N --empty-password 2>/dev/null || true
+        "certutil -d sql:{s} -N --empty-password
          certutil -d sql:{s} -A -t C,, -n lab -i {h}/authority.pem",
         s = store.display(),
         h = home.display()
@@ -135,7 +149,7 @@ pub fn prepare_home(host: &Host, authority: &str) -> Result<()> {
 
 /// What Chromium is started with: a fake camera, and nothing that calls home.
 #[must_use]
-pub fn flags(home: &str) -> Vec<String> {
+pub fn flags(profile: &str) -> Vec<String> {
     let mut flags: Vec<String> = [
         "--headless=new",
         "--no-sandbox",
@@ -156,7 +170,7 @@ pub fn flags(home: &str) -> Vec<String> {
     .iter()
     .map(ToString::to_string)
     .collect();
-    flags.push(format!("--user-data-dir={home}/profile"));
+    flags.push(format!("--user-data-dir={profile}"));
     flags
 }
 
@@ -169,12 +183,12 @@ pub fn write_launcher(host: &Host, authority: &str, script: &std::path::Path) ->
     use std::os::unix::fs::PermissionsExt;
     prepare_home(host, authority)?;
     let home = host.directory().join("browser");
-    let mut words: Vec<String> = flags(&home.display().to_string());
-    words.retain(|word| word != "--headless=new" && !word.ends_with("/profile"));
+    let mut words = flags(&home.join("visible").display().to_string());
+    words.retain(|word| word != "--headless=new");
     let text = format!(
         "#!/bin/sh\nexec nsenter --target {} --net --mount -- env HOME={home} \
          DISPLAY=\"$DISPLAY\" XAUTHORITY=\"${{XAUTHORITY:-$HOME/.Xauthority}}\" \
-         chromium {} --user-data-dir={home}/visible https://cmsweb.octavio.com/\n",
+         chromium {} https://cmsweb.octavio.com/\n",
         host.init(),
         words.join(" "),
         home = home.display()
