@@ -12,9 +12,10 @@
 //! 3. No reply and no log line holds a secret; only slices do.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -30,6 +31,9 @@ mod judge;
 
 use inputs::Inputs;
 use judge::{Ready, Refusal};
+
+/// How long postern-net may take to answer its socket, as at boot.
+const NET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Answers one request.
 ///
@@ -111,7 +115,7 @@ fn hand_over(socket: &Path, generation: &Generation, derived: &Derived) -> Resul
     let fail = |reason: String| Refusal { code: "net", reason };
     let exchange = || -> io::Result<Option<NetReply>> {
         let plan = seal("plan", &serde_json::to_vec(&derived.net)?)?;
-        let net = Channel::connect(socket)?;
+        let net = connect_patiently(socket)?;
         net.send(&NetRequest::Plan(generation.clone()), &[plan.as_fd()])?;
         Ok(net.receive::<NetReply>()?.map(|(reply, _)| reply))
     };
@@ -122,6 +126,22 @@ fn hand_over(socket: &Path, generation: &Generation, derived: &Derived) -> Resul
         }
         Ok(_) => Err(fail("postern-net gave no answer to the plan".to_owned())),
         Err(error) => Err(fail(format!("postern-net cannot be given the plan: {error}"))),
+    }
+}
+
+/// Connects to postern-net, which may just be starting, at boot or after a crash.
+fn connect_patiently(socket: &Path) -> io::Result<Channel> {
+    let deadline = Instant::now() + NET_PATIENCE;
+    loop {
+        match Channel::connect(socket) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            result => return result,
+        }
     }
 }
 
