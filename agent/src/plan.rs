@@ -13,6 +13,7 @@ pub(crate) mod derive;
 mod ruleset;
 mod sysctls;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -168,13 +169,19 @@ pub(crate) struct RelaySlice {
     pub(crate) own_addresses: Vec<IpAddr>,
 }
 
-/// A user name and its password.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+/// A user name and its password, which `Debug` leaves out.
+#[derive(Clone, Eq, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RelayUser {
     /// USERNAME.
     pub(crate) name: String,
     /// The password in clear: TURN's key is derived from it.
     pub(crate) password: String,
+}
+
+impl fmt::Debug for RelayUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayUser").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A TURN listener.
@@ -212,8 +219,8 @@ pub(crate) struct ProxySlice {
     pub(crate) hsts: Option<Duration>,
 }
 
-/// A chain with its key.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+/// A chain with its key, which `Debug` leaves out.
+#[derive(Clone, Eq, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Certificate {
     /// The site's name for it.
     pub(crate) name: String,
@@ -221,6 +228,12 @@ pub(crate) struct Certificate {
     pub(crate) chain: String,
     /// PEM, PKCS#8, PKCS#1 or SEC1.
     pub(crate) key: String,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A guest URL.
@@ -247,4 +260,21 @@ pub(crate) struct Upstream {
     pub(crate) trust: Option<String>,
     /// Path of the health check.
     pub(crate) health: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Certificate, RelayUser};
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let user = RelayUser { name: "guest".to_owned(), password: "hush-1".to_owned() };
+        let certificate =
+            Certificate { name: "edge".to_owned(), chain: String::new(), key: "hush-2".to_owned() };
+
+        let shown = format!("{user:?} {certificate:?}");
+
+        assert!(shown.contains("guest") && shown.contains("edge"), "{shown}");
+        assert!(!shown.contains("hush"), "{shown}");
+    }
 }
