@@ -9,7 +9,7 @@ mod services;
 
 use super::boxes::{HardwareMatch, SiteBox};
 use super::fault::{Complaint, Fault, Severity};
-use super::{Probe, Site};
+use super::{ConfirmMode, Probe, Site};
 
 /// Every breach of a rule.
 pub(crate) fn judge(site: &Site) -> Vec<Fault> {
@@ -118,11 +118,20 @@ fn confirm(breaches: &mut Breaches<'_>) {
         let message = format!("a deadline of {} s", site.confirm.deadline.as_secs());
         breaches.error("confirm.deadline", &[], message, "write a time from 10s to 10m");
     }
+    if site.confirm.mode == ConfirmMode::Manual {
+        let message = "a box of the image has no way yet to be told by a person";
+        let help = "write auto, or confirm from a shell in the lab before the deadline";
+        breaches.warning("confirm.mode", &[], message, help);
+    }
     for (index, probe) in site.confirm.require.iter().enumerate() {
         let path = format!("confirm.require.{index}");
         let needs = match probe {
             Probe::Upstream if site.proxy.is_none() => "proxy",
-            Probe::Stun if site.turn.is_none() => "turn",
+            Probe::Dns | Probe::Stun => {
+                let message = format!("no box probes `{probe}` yet: it would always go back");
+                breaches.error(&path, &[], message, "require gateway, upstream or both");
+                continue;
+            }
             _ => continue,
         };
         let message = format!("the probe `{probe}` has nothing to ask: the site has no `{needs}`");
