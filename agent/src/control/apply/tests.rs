@@ -339,20 +339,35 @@ fn the_first_bundle_that_fails_leaves_nothing_served() {
 fn a_bundle_that_broke_the_box_three_times_is_quarantined() {
     let edge = Edge::new();
     let (events, _shared) = edge.start();
-    edge.world.lock().unwrap().fail_net = true;
+    edge.world.lock().unwrap().broken = Some("ruleset: table is empty");
 
     for _ in 0..3 {
         assert!(matches!(offer(&events, &bundle(1)), Outcome::RolledBack { .. }));
     }
-    edge.world.lock().unwrap().fail_net = false;
+    edge.world.lock().unwrap().broken = None;
     edge.calls();
 
     let Outcome::Refused { code, reason } = offer(&events, &bundle(1)) else {
         panic!("must be refused");
     };
     assert_eq!(code, "quarantined");
-    assert!(reason.contains("no NIC has MAC 52:54:00:00:00:01"), "{reason}");
+    assert!(reason.contains("ruleset: table is empty"), "{reason}");
     assert_eq!(edge.calls(), [""; 0]);
+}
+
+#[test]
+fn a_process_that_cannot_is_no_strike_against_the_bundle() {
+    let edge = Edge::new();
+    let (events, _shared) = edge.start();
+    edge.world.lock().unwrap().fail_net = true;
+    for _ in 0..4 {
+        assert!(matches!(offer(&events, &bundle(1)), Outcome::RolledBack { .. }));
+    }
+    edge.world.lock().unwrap().fail_net = false;
+
+    let outcome = offer(&events, &bundle(1));
+
+    assert!(matches!(outcome, Outcome::Confirmed { .. }), "{outcome:?}");
 }
 
 #[test]
