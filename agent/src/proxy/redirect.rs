@@ -19,14 +19,15 @@ pub(super) fn answer(
     request: &Request<Incoming>,
 ) -> Response<Body> {
     shared.counters.requests.add();
-    let Some(serving) = shared.serving.load_full() else {
-        return page::refused(StatusCode::SERVICE_UNAVAILABLE, "nothing is served yet");
-    };
+    // Before anything may answer: a verdict that stays behind would judge the next request.
     match verdicts.take() {
         Some(Ok(_)) => {}
         Some(Err(refusal)) => return refuse(shared, client, refusal),
         None => return page::refused(StatusCode::BAD_REQUEST, "it came out of turn"),
     }
+    let Some(serving) = shared.serving.load_full() else {
+        return page::refused(StatusCode::SERVICE_UNAVAILABLE, "nothing is served yet");
+    };
     let Some(guest) = guest_of(&serving, request, 80) else {
         return misdirected(shared, &serving, request);
     };

@@ -1,7 +1,7 @@
 //! The files that the verbs read and write.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,19 @@ use bundle::trust::TrustChain;
 /// Longest secrets file.
 const MAX_SECRETS: usize = 256 << 10;
 
+/// Longest file of any kind; a bundle is at most half of it.
+const MAX_FILE: u64 = 2 << 20;
+
 /// Reads a file.
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    if bytes.len() as u64 > MAX_FILE {
+        bail!("{} is longer than 2 MiB; no file of a site is", path.display());
+    }
+    Ok(bytes)
 }
 
 /// Reads a text file.
