@@ -80,7 +80,7 @@ fn by_a_stranger(lab: &Lab) -> PathBuf {
 fn for_another_box(lab: &Lab) -> PathBuf {
     let bundle = lab.sign(9).unwrap();
     let site = lab.site.folder().join("octavio.site.yaml");
-    let text = fs::read_to_string(&site).unwrap().replace("7RQ2X13", "8XXXXXX");
+    let text = fs::read_to_string(&site).unwrap().replace("7RQ2X13", "8WB4K20");
     fs::write(&site, text).unwrap();
     fs::remove_file(&bundle).unwrap();
     lab.site.sign_current("signer", &bundle).unwrap();
