@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::Channels;
-use crate::config::Faces;
-use crate::five_tuple::{FiveTuple, Side, Transport};
+use crate::config::{Config, Faces};
+use crate::five_tuple::{Family, FiveTuple, Side, Transport};
 use crate::permission::Permissions;
 use crate::relay_port::{RelayPort, Wish};
 use crate::stun::{Key, TransactionId};
@@ -42,6 +42,28 @@ pub(crate) struct Allocation {
     pub(crate) opening: Option<Opening>,
     pub(crate) permissions: Permissions,
     pub(crate) channels: Channels,
+    pub(crate) traffic: Traffic,
+}
+
+/// What an allocation has relayed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) packets_from_client: u64,
+    pub(crate) octets_from_client: u64,
+    pub(crate) packets_to_client: u64,
+    pub(crate) octets_to_client: u64,
+}
+
+impl Traffic {
+    pub(crate) fn from_client(&mut self, length: usize) {
+        self.packets_from_client += 1;
+        self.octets_from_client += length as u64;
+    }
+
+    pub(crate) fn to_client(&mut self, length: usize) {
+        self.packets_to_client += 1;
+        self.octets_to_client += length as u64;
+    }
 }
 
 /// What the answer to an Allocate request needs once the port is open.
@@ -55,20 +77,26 @@ pub(crate) struct Opening {
     pub(crate) refused: Vec<RelayPort>,
 }
 
-/// Where relayed packets come from when they stay in the process.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Origin {
-    faces: Faces,
-    told: IpAddr,
-    port: RelayPort,
+/// Where a packet comes from that stays among our own relay ports.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Origin {
+    relay: RelayPort,
+    family: Family,
+    /// Which face the origin's client was told.
+    told: Side,
 }
 
 impl Origin {
     /// The transport addresses that the origin is known by, the one its client was told first.
-    pub(crate) fn forms(self) -> impl Iterator<Item = SocketAddr> {
-        let told = std::iter::once(self.told);
-        let others = self.faces.forms().into_iter().flatten().filter(move |ip| *ip != self.told);
-        told.chain(others).map(move |ip| SocketAddr::new(ip, self.port.0))
+    pub(crate) fn forms(self, config: &Config) -> impl Iterator<Item = SocketAddr> + use<> {
+        let faces = config.faces(self.family);
+        let told = faces.map(|faces| match faces.inside {
+            Some(inside) if self.told == Side::Inside => inside.told,
+            _ => faces.outside.told,
+        });
+        let forms = faces.map(Faces::forms).into_iter().flatten().flatten();
+        let others = forms.filter(move |ip| Some(*ip) != told);
+        told.into_iter().chain(others).map(move |ip| SocketAddr::new(ip, self.relay.0))
     }
 }
 
@@ -78,8 +106,13 @@ impl Allocation {
         SocketAddr::new(self.told, self.port.0)
     }
 
-    pub(crate) const fn origin(&self) -> Origin {
-        Origin { faces: self.faces, told: self.told, port: self.port }
+    pub(crate) fn origin(&self) -> Origin {
+        let inside = self.faces.inside.is_some_and(|face| face.told == self.told);
+        Origin {
+            relay: self.port,
+            family: Family::of(self.told),
+            told: if inside { Side::Inside } else { Side::Outside },
+        }
     }
 
     /// Whether packets pass: the port is open and the time is not over.

@@ -70,6 +70,10 @@ impl Channels {
         found.map(|channel| channel.number)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether [`Self::bind`] would work.
     pub(crate) fn check(
         &mut self,

@@ -1,7 +1,7 @@
 //! What a server is told to be: parsed once, swapped whole.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -31,11 +31,22 @@ pub struct Quotas {
     pub per_source: usize,
     /// Permissions, and channels, of one allocation.
     pub per_allocation: usize,
+    /// What one allocation relays in a second, both directions together; `None` is no limit.
+    pub allocation_bytes_per_second: Option<u64>,
+    /// What all allocations together relay in a second; `None` is no limit.
+    pub total_bytes_per_second: Option<u64>,
 }
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self { total: 16_384, per_user: 16_384, per_source: 2_048, per_allocation: 256 }
+        Self {
+            total: 16_384,
+            per_user: 16_384,
+            per_source: 2_048,
+            per_allocation: 256,
+            allocation_bytes_per_second: None,
+            total_bytes_per_second: None,
+        }
     }
 }
 
@@ -52,6 +63,14 @@ impl Default for ReplyRate {
     fn default() -> Self {
         Self { per_second: 200, burst: 1_000 }
     }
+}
+
+/// No new allocations: the box is about to go, or is to be relieved.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Drain {
+    /// ALTERNATE-SERVER for new clients, at most one per family. A client of a family without one
+    /// gets 508.
+    pub alternate: Vec<SocketAddr>,
 }
 
 /// What a [`Config`] is made from.
@@ -85,6 +104,12 @@ pub struct Settings {
     pub quotas: Quotas,
     /// How fast strangers are answered.
     pub reply_rate: ReplyRate,
+    /// Whether TCP is relayed too (RFC 6062).
+    pub tcp_relay: bool,
+    /// Whether allocations may move between 5-tuples (RFC 8016).
+    pub mobility: bool,
+    /// There when new allocations are refused.
+    pub drain: Option<Drain>,
 }
 
 /// Why [`Settings`] make no [`Config`]; the caller goes on with the one it has.

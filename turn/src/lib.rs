@@ -43,6 +43,7 @@ mod allocation;
 mod channel;
 mod config;
 mod five_tuple;
+mod icmp;
 mod nonce;
 mod output;
 mod permission;
@@ -52,14 +53,21 @@ mod random;
 mod relay_port;
 mod reply_limit;
 mod server;
+mod shared;
 mod special_purpose;
 mod status;
 pub mod stun;
 
-pub use crate::config::{Config, ConfigError, Face, Quotas, ReplyRate, Settings};
+pub use crate::allocation::Origin;
+pub use crate::config::{Config, ConfigError, Drain, Face, Quotas, ReplyRate, Settings};
 pub use crate::five_tuple::{Family, FiveTuple, Side, Transport};
-pub use crate::output::{Destination, Event, Output, Prefix, Relayed};
+pub use crate::icmp::IcmpError;
+pub use crate::output::{
+    ConnectError, ConnectionId, Destination, Errand, Event, Output, Prefix, RelaySocket,
+    RelayTransport, Relayed,
+};
 pub use crate::policy::{Denial, Reach};
 pub use crate::relay_port::RelayPort;
 pub use crate::server::Server;
-pub use crate::status::{Counters, Status};
+pub use crate::shared::{ShardId, Shared};
+pub use crate::status::{AllocationStatus, Counters, Status};

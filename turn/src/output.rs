@@ -5,12 +5,41 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::allocation::Origin;
 use crate::channel::{CHANNEL_HEADER_LENGTH, ChannelNumber};
-use crate::five_tuple::{FiveTuple, Side, Transport};
+use crate::five_tuple::{Family, FiveTuple, Side, Transport};
 use crate::relay_port::RelayPort;
+use crate::shared::ShardId;
 use crate::stun::{
     AttributeType, Class, HEADER_LENGTH, Method, TransactionId, encode_type, xor_address_bytes,
 };
+
+/// What an allocation relays (RFC 8656 §3.2, RFC 6062).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub enum RelayTransport {
+    /// Datagrams.
+    Udp,
+    /// Connections.
+    Tcp,
+}
+
+/// A socket of a relay port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RelaySocket {
+    /// Which face it is.
+    pub side: Side,
+    /// What to bind.
+    pub address: SocketAddr,
+}
+
+/// A connection to a peer (CONNECTION-ID, RFC 6062 §6.2.1).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct ConnectionId(pub u32);
+
+/// The connection to a peer failed, or took too long.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no connection to the peer")]
+pub struct ConnectError;
 
 /// What to do next; see [`Server::poll_output`](crate::Server::poll_output).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -22,19 +51,61 @@ pub enum Output {
         /// A whole STUN message.
         message: Vec<u8>,
     },
-    /// Bind UDP sockets to these addresses, both or none, and call
-    /// [`Server::handle_relay_opened`](crate::Server::handle_relay_opened) or
-    /// [`Server::handle_relay_refused`](crate::Server::handle_relay_refused).
+    /// Open these sockets, all or none per family, and call
+    /// [`Server::handle_relay_opened`](crate::Server::handle_relay_opened) with the families that
+    /// are open, or [`Server::handle_relay_refused`](crate::Server::handle_relay_refused) when
+    /// none is.
     OpenRelay {
-        /// The port of both.
-        port: RelayPort,
-        /// On LAN2.
-        outside: SocketAddr,
-        /// On LAN1.
-        inside: Option<SocketAddr>,
+        /// The port of all of them.
+        relay: RelayPort,
+        /// UDP: bind. TCP: bind and listen.
+        transport: RelayTransport,
+        /// One to four: per family the outside face and, if there is one, the inside face.
+        sockets: Vec<RelaySocket>,
     },
-    /// Close the sockets of this port.
+    /// Close every socket of this port.
     CloseRelay(RelayPort),
+    /// Close this port's sockets of one family; the other family's stay.
+    CloseFamily(RelayPort, Family),
+    /// Bind a TCP socket to `local` (which the listener of the port has too), connect it to `peer`
+    /// and call [`Server::handle_connected`](crate::Server::handle_connected) (RFC 6062 §5.2).
+    Connect {
+        /// What to call the connection.
+        connection: ConnectionId,
+        /// Whose connection it is.
+        relay: RelayPort,
+        /// By which face.
+        side: Side,
+        /// Where from.
+        local: SocketAddr,
+        /// Where to.
+        peer: SocketAddr,
+    },
+    /// The peer is a TCP relay of our own: make a pair of connected stream sockets. One end is the
+    /// connection; the other goes to `shard`, whose
+    /// [`Server::handle_relay_connected`](crate::Server::handle_relay_connected) is called with
+    /// `origin` and `target`. Then call
+    /// [`Server::handle_connected`](crate::Server::handle_connected).
+    ConnectInside {
+        /// What to call this end.
+        connection: ConnectionId,
+        /// Who has the other end.
+        shard: ShardId,
+        /// Whose connection it is.
+        origin: Origin,
+        /// The relayed transport address to connect to.
+        target: SocketAddr,
+    },
+    /// After every reply queued so far: the client's stream is the data of that connection from
+    /// now on (RFC 6062 §5.4). Octets of the peer that came before go first.
+    Join {
+        /// The client data connection.
+        client: FiveTuple,
+        /// The peer data connection.
+        connection: ConnectionId,
+    },
+    /// Close this peer data connection and the client's stream that is joined to it, if any.
+    CloseConnection(ConnectionId),
     /// Something the owner may want to know.
     Event(Event),
     /// Nothing more to do until a datagram comes, or until this time: call
@@ -84,6 +155,8 @@ pub struct Relayed {
     pub payload: Range<usize>,
     /// How many octets of zero go behind.
     pub padding: usize,
+    /// Whether routers may not fragment it (DONT-FRAGMENT, RFC 8656 §11.2); peers only.
+    pub dont_fragment: bool,
 }
 
 /// Where a relayed packet goes.
@@ -99,6 +172,29 @@ pub enum Destination {
         side: Side,
         /// To whom.
         peer: SocketAddr,
+    },
+    /// To another shard's thread.
+    Shard {
+        /// Whose.
+        shard: ShardId,
+        /// What it does with the payload.
+        errand: Errand,
+    },
+}
+
+/// What another shard is to do with a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Errand {
+    /// The payload is the whole datagram of a client whose allocation is there: call
+    /// [`Server::handle_client`](crate::Server::handle_client). A TCP client's whole stream moves
+    /// to that shard, this message first.
+    Client(FiveTuple),
+    /// To an allocation there: call [`Server::handle_relay`](crate::Server::handle_relay).
+    Relay {
+        /// From which allocation.
+        origin: Origin,
+        /// To which relayed transport address.
+        target: SocketAddr,
     },
 }
 
@@ -136,7 +232,13 @@ impl Relayed {
         payload: Range<usize>,
     ) -> Self {
         let to = Destination::Peer { relay, side, peer };
-        Self { to, prefix: Prefix::EMPTY, payload, padding: 0 }
+        Self { to, prefix: Prefix::EMPTY, payload, padding: 0, dont_fragment: false }
+    }
+
+    /// The bare payload to another shard.
+    pub(crate) const fn to_shard(shard: ShardId, errand: Errand, payload: Range<usize>) -> Self {
+        let to = Destination::Shard { shard, errand };
+        Self { to, prefix: Prefix::EMPTY, payload, padding: 0, dont_fragment: false }
     }
 
     /// A ChannelData message (RFC 8656 §12.4); padded over TCP only (§12.5).
@@ -154,7 +256,8 @@ impl Relayed {
             Transport::Udp => 0,
             Transport::Tcp => payload.len().next_multiple_of(4) - payload.len(),
         };
-        Some(Self { to: Destination::Client(client), prefix, payload, padding })
+        let to = Destination::Client(client);
+        Some(Self { to, prefix, payload, padding, dont_fragment: false })
     }
 
     /// A Data indication (RFC 8656 §11.4).
@@ -179,6 +282,7 @@ impl Relayed {
         prefix.push(&AttributeType::DATA.0.to_be_bytes());
         prefix.push(&data_length.to_be_bytes());
         let padding = padded - payload.len();
-        Some(Self { to: Destination::Client(client), prefix, payload, padding })
+        let to = Destination::Client(client);
+        Some(Self { to, prefix, payload, padding, dont_fragment: false })
     }
 }

@@ -37,6 +37,10 @@ impl Permissions {
         self.0.iter_mut().find(|entry| entry.peer == peer && entry.expires_at > now)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether `peers` can be installed without more than `limit` in all.
     pub(crate) fn have_room(&mut self, peers: &[IpAddr], limit: usize, now: Instant) -> bool {
         self.0.retain(|entry| entry.expires_at > now);

@@ -12,50 +12,46 @@ mod relay;
 mod request;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::allocation::{Allocation, Allocations};
+use crate::allocation::{Allocation, Allocations, Origin};
 use crate::config::Config;
-use crate::five_tuple::{Family, FiveTuple, Source};
+use crate::five_tuple::{Family, FiveTuple, Side, Source};
+use crate::icmp::IcmpError;
 use crate::nonce::Nonces;
-use crate::output::{Event, Output};
+use crate::output::{ConnectError, ConnectionId, Event, Output, RelayTransport};
 use crate::permission::Revision;
-use crate::quota::Usage;
 use crate::random::{Random, derive};
-use crate::relay_port::{RelayPort, RelayPorts};
+use crate::relay_port::RelayPort;
 use crate::reply_limit::ReplyLimit;
-use crate::status::{Counters, Status};
+use crate::shared::{ShardId, Shared};
+use crate::status::{AllocationStatus, Counters, Status};
 use crate::stun::TransactionId;
 
 /// How many freed allocations are remembered for retransmitted Refresh requests.
 const MAX_TOMBSTONES: usize = 256;
 
-/// A TURN server for clients over UDP; see the [crate] for how to drive it.
+/// One shard of a TURN server; see the [crate] for how to drive it.
 pub struct Server {
-    config: Config,
+    shared: Arc<Shared>,
+    shard: ShardId,
+    config: Arc<Config>,
     revision: Revision,
     nonces: Nonces,
     random: Random,
     reply_limit: ReplyLimit,
     allocations: Allocations,
-    relay_ports: RelayPorts,
-    reservations: Vec<Reservation>,
-    usage: Usage,
+    /// When the reservations that were made here end, the first one first.
+    reservations: VecDeque<Instant>,
     tombstones: VecDeque<Tombstone>,
+    /// Time since 1970 and when that was.
+    wall_clock: Option<(Duration, Instant)>,
     /// Where Data indications' transaction ids come from.
     indications: u64,
     outputs: VecDeque<Output>,
     counters: Counters,
-}
-
-/// The port after an EVEN-PORT one, held for a second Allocate request (RFC 8656 §7.2).
-struct Reservation {
-    token: [u8; 8],
-    port: RelayPort,
-    family: Family,
-    user: Arc<str>,
-    expires_at: Instant,
 }
 
 /// An allocation that a Refresh request ended, so that the same request gets the same answer.
@@ -72,24 +68,25 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// Makes a server without allocations. `seed` must be unpredictable: ports and nonces come
-    /// from it.
+    /// Makes a shard without allocations. Every shard of a relay has the same `shared` and the
+    /// same configuration, and a number of its own.
     #[must_use]
-    pub fn new(config: Config, seed: [u8; 32], now: Instant) -> Self {
+    pub fn new(shared: Arc<Shared>, shard: ShardId, config: Arc<Config>, now: Instant) -> Self {
         Self {
             revision: Revision(0),
-            nonces: Nonces::new(&seed, now),
-            random: Random::new(derive(&seed, b"ports and tokens", &[])),
-            reply_limit: ReplyLimit::new(&seed),
+            nonces: Nonces::new(shared.seed(), now),
+            random: Random::new(derive(shared.seed(), b"ports and tokens", &[shard.0])),
+            reply_limit: ReplyLimit::new(shared.seed()),
             allocations: Allocations::default(),
-            relay_ports: RelayPorts::new(config.media_ports.clone()),
-            reservations: Vec::new(),
-            usage: Usage::default(),
+            reservations: VecDeque::new(),
             tombstones: VecDeque::new(),
+            wall_clock: None,
             indications: 0,
             outputs: VecDeque::new(),
             counters: Counters::default(),
             config,
+            shared,
+            shard,
         }
     }
 
@@ -98,9 +95,10 @@ impl Server {
     /// Allocations stay as long as their faces do: their ports may lie outside the new range,
     /// their users may be gone (no Refresh works then), and every permission and channel is
     /// judged again by the new policy at its next packet.
-    pub fn set_config(&mut self, config: Config) {
+    pub fn set_config(&mut self, config: Arc<Config>, now: Instant) {
+        self.handle_timeout(now);
         self.revision = Revision(self.revision.0 + 1);
-        self.relay_ports.set_range(config.media_ports.clone());
+        self.shared.tables().ports.set_range(config.media_ports.clone());
         self.config = config;
         let orphans: Vec<_> =
             self.allocations.iter().filter(|a| !self.has_faces(a)).map(|a| a.client).collect();
@@ -125,21 +123,79 @@ impl Server {
         while let Some(client) = self.allocations.expired(now) {
             self.free(client);
         }
-        let (over, kept) =
-            std::mem::take(&mut self.reservations).into_iter().partition(|r| r.expires_at <= now);
-        self.reservations = kept;
-        let over: Vec<Reservation> = over;
-        for reservation in over {
-            self.relay_ports.release(reservation.port);
+        if self.reservations.front().is_some_and(|at| *at <= now) {
+            self.reservations.retain(|at| *at > now);
+            self.shared.tables().end_reservations(now);
         }
     }
+
+    /// Says what time it is for people, as time since 1970: time-limited credentials need it. Call
+    /// it at the start and whenever the clock was set, or about once a second.
+    pub fn set_wall_clock(&mut self, unix: Duration, now: Instant) {
+        self.wall_clock = Some((unix, now));
+    }
+
+    /// Handles an ICMP error about a packet that went to `peer` from a relay port.
+    pub fn handle_icmp(
+        &mut self,
+        _relay: RelayPort,
+        _face: Side,
+        _peer: SocketAddr,
+        _error: IcmpError,
+        _now: Instant,
+    ) {
+        self.counters.icmp += 1;
+    }
+
+    /// The client's connection is gone, and its allocation with it (RFC 8656 §4).
+    pub fn handle_client_gone(&mut self, client: FiveTuple, now: Instant) {
+        self.handle_timeout(now);
+        self.free(client);
+    }
+
+    /// The connection of [`Output::Connect`] or [`Output::ConnectInside`] is there, or failed.
+    pub fn handle_connected(
+        &mut self,
+        connection: ConnectionId,
+        _result: Result<(), ConnectError>,
+        _now: Instant,
+    ) {
+        self.outputs.push_back(Output::CloseConnection(connection));
+    }
+
+    /// A peer connected to a TCP relay; `None`: close it.
+    pub fn handle_peer_connected(
+        &mut self,
+        _relay: RelayPort,
+        _face: Side,
+        _peer: SocketAddr,
+        _now: Instant,
+    ) -> Option<ConnectionId> {
+        self.counters.no_permission += 1;
+        None
+    }
+
+    /// Another TCP relay of our own connects to `target` here ([`Output::ConnectInside`]);
+    /// `None`: close it.
+    pub fn handle_relay_connected(
+        &mut self,
+        _origin: Origin,
+        _target: SocketAddr,
+        _now: Instant,
+    ) -> Option<ConnectionId> {
+        self.counters.no_permission += 1;
+        None
+    }
+
+    /// A peer data connection is gone.
+    pub fn handle_connection_closed(&mut self, _connection: ConnectionId, _now: Instant) {}
 
     /// What to do next. Call it until it says [`Output::Timeout`].
     pub fn poll_output(&mut self) -> Output {
         if let Some(output) = self.outputs.pop_front() {
             return output;
         }
-        let reservation = self.reservations.iter().map(|reservation| reservation.expires_at).min();
+        let reservation = self.reservations.front().copied();
         Output::Timeout(self.allocations.next_expiry().into_iter().chain(reservation).min())
     }
 
@@ -154,6 +210,25 @@ impl Server {
         }
     }
 
+    /// Every allocation, for people.
+    #[must_use]
+    pub fn allocations(&self, now: Instant) -> Vec<AllocationStatus> {
+        let view = |allocation: &Allocation| AllocationStatus {
+            client: allocation.client,
+            user: Arc::clone(&allocation.user),
+            relayed: allocation.relayed(),
+            transport: RelayTransport::Udp,
+            expires_in: allocation.expires_at.saturating_duration_since(now),
+            permissions: allocation.permissions.len(),
+            channels: allocation.channels.len(),
+            packets_from_client: allocation.traffic.packets_from_client,
+            octets_from_client: allocation.traffic.octets_from_client,
+            packets_to_client: allocation.traffic.packets_to_client,
+            octets_to_client: allocation.traffic.octets_to_client,
+        };
+        self.allocations.iter().filter(|allocation| allocation.is_live(now)).map(view).collect()
+    }
+
     /// What has happened so far.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
@@ -165,13 +240,15 @@ impl Server {
         let Some(allocation) = self.allocations.remove(client) else {
             return;
         };
-        self.usage.remove(&allocation.user, Source::of(client.client.ip()));
-        self.relay_ports.release(allocation.port);
+        let mut tables = self.shared.tables();
+        tables.usage.remove(&allocation.user, Source::of(client.client.ip()));
+        tables.ports.release(allocation.port);
+        self.shared.set_owner(allocation.port, None);
         let relayed = allocation.relayed();
         match allocation.opening {
             Some(opening) => {
                 for port in opening.refused {
-                    self.relay_ports.release(port);
+                    tables.ports.release(port);
                 }
             }
             None => self.outputs.push_back(Output::Event(Event::Freed { client, relayed })),

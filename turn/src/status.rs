@@ -1,5 +1,12 @@
 //! What can be counted.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::five_tuple::FiveTuple;
+use crate::output::RelayTransport;
+
 /// What is there right now.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Status {
@@ -9,6 +16,33 @@ pub struct Status {
     pub active_relays_tcp: usize,
     /// Allocations whose client uses UDP.
     pub active_relays_udp: usize,
+}
+
+/// One allocation, for people.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AllocationStatus {
+    /// Whose.
+    pub client: FiveTuple,
+    /// By which name.
+    pub user: Arc<str>,
+    /// XOR-RELAYED-ADDRESS.
+    pub relayed: SocketAddr,
+    /// What it relays.
+    pub transport: RelayTransport,
+    /// How long until it ends unless it is refreshed.
+    pub expires_in: Duration,
+    /// Permissions, also those that are over but not cleared yet.
+    pub permissions: usize,
+    /// Channels, also those that are over but not cleared yet.
+    pub channels: usize,
+    /// Packets from the client that were passed on.
+    pub packets_from_client: u64,
+    /// Octets of their payload.
+    pub octets_from_client: u64,
+    /// Packets that were passed to the client.
+    pub packets_to_client: u64,
+    /// Octets of their payload.
+    pub octets_to_client: u64,
 }
 
 /// What has happened since the server was made. Drops are counted here, they are no errors.
@@ -34,6 +68,8 @@ pub struct Counters {
     pub relayed_in_process: u64,
     /// Datagrams that are neither STUN nor ChannelData, or are malformed, or mean nothing here.
     pub malformed: u64,
+    /// ICMP errors about packets to peers.
+    pub icmp: u64,
     /// Packets from clients without allocation or channel.
     pub no_allocation: u64,
     /// Packets to or from peers without permission.

@@ -3,7 +3,7 @@
 //! Each datagram is received behind some headroom, so that what the state machine wants before it
 //! and behind it is written in place and every packet leaves with one system call.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -15,8 +15,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use turn::{
-    Config, Counters, Destination, Event, FiveTuple, Output, RelayPort, Relayed, Server, Side,
-    Status, Transport,
+    Config, ConnectError, Counters, Destination, Event, Family, FiveTuple, Output, RelayPort,
+    RelaySocket, Relayed, Server, ShardId, Shared, Side, Status, Transport,
 };
 
 use crate::relay::listener::bind_relay;
@@ -40,7 +40,7 @@ const EVENTS: usize = 256;
 enum Token {
     Wake,
     Listener(u16),
-    Relay(RelayPort, Side),
+    Relay(RelayPort, Side, Family),
 }
 
 impl Token {
@@ -48,8 +48,10 @@ impl Token {
         match self {
             Self::Wake => 0,
             Self::Listener(id) => 1 << 32 | id as u64,
-            Self::Relay(port, Side::Inside) => 2 << 32 | port.0 as u64,
-            Self::Relay(port, Side::Outside) => 3 << 32 | port.0 as u64,
+            Self::Relay(port, Side::Inside, Family::V4) => 2 << 32 | port.0 as u64,
+            Self::Relay(port, Side::Outside, Family::V4) => 3 << 32 | port.0 as u64,
+            Self::Relay(port, Side::Inside, Family::V6) => 4 << 32 | port.0 as u64,
+            Self::Relay(port, Side::Outside, Family::V6) => 5 << 32 | port.0 as u64,
         }
     }
 
@@ -57,8 +59,10 @@ impl Token {
         let value = u16::try_from(data & 0xFFFF).unwrap_or(0);
         match data >> 32 {
             1 => Self::Listener(value),
-            2 => Self::Relay(RelayPort(value), Side::Inside),
-            3 => Self::Relay(RelayPort(value), Side::Outside),
+            2 => Self::Relay(RelayPort(value), Side::Inside, Family::V4),
+            3 => Self::Relay(RelayPort(value), Side::Outside, Family::V4),
+            4 => Self::Relay(RelayPort(value), Side::Inside, Family::V6),
+            5 => Self::Relay(RelayPort(value), Side::Outside, Family::V6),
             _ => Self::Wake,
         }
     }
@@ -149,17 +153,18 @@ struct Listener {
     socket: UdpSocket,
 }
 
-/// The sockets of a relay port.
-struct RelaySockets {
-    outside: UdpSocket,
-    inside: Option<UdpSocket>,
+/// One socket of a relay port.
+struct OpenSocket {
+    side: Side,
+    family: Family,
+    socket: UdpSocket,
 }
 
 /// The sockets, apart from the state machine so that both can be used at once.
 #[derive(Default)]
 struct Sockets {
     listeners: Vec<Listener>,
-    relays: HashMap<RelayPort, RelaySockets>,
+    relays: HashMap<RelayPort, Vec<OpenSocket>>,
     next_listener: u16,
     not_sent: u64,
 }
@@ -230,7 +235,9 @@ impl Shard {
                         }
                     }
                     Token::Listener(id) => self.receive_from_clients(id, now),
-                    Token::Relay(port, side) => self.receive_from_peers(port, side, now),
+                    Token::Relay(port, side, family) => {
+                        self.receive_from_peers(port, side, family, now);
+                    }
                 }
             }
         }
@@ -297,11 +304,12 @@ impl Shard {
             fresh.push(Listener { id, address: socket.local_addr()?, socket });
         }
         match &mut self.server {
-            Some(server) => server.set_config(config),
+            Some(server) => server.set_config(Arc::new(config), now),
             None => {
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
-                self.server = Some(Server::new(config, seed, now));
+                let shared = Shared::new(&config, seed);
+                self.server = Some(Server::new(shared, ShardId(0), Arc::new(config), now));
             }
         }
         self.close_listeners(|address| !wanted.contains(&address));
@@ -350,13 +358,13 @@ impl Shard {
         }
     }
 
-    fn receive_from_peers(&mut self, port: RelayPort, side: Side, now: Instant) {
+    fn receive_from_peers(&mut self, port: RelayPort, side: Side, family: Family, now: Instant) {
         let Self { server: Some(server), sockets, buffer, .. } = self else {
             return;
         };
         for _ in 0..BATCH {
             let Some((length, from)) =
-                sockets.relay(port, side).and_then(|socket| receive(socket, buffer))
+                sockets.relay(port, side, family).and_then(|socket| receive(socket, buffer))
             else {
                 return;
             };
@@ -375,20 +383,33 @@ impl Shard {
         loop {
             match server.poll_output() {
                 Output::Reply { client, message } => self.sockets.reply(client, &message),
-                Output::OpenRelay { port, outside, inside } => {
-                    match open_relay(&self.epoll, port, outside, inside) {
-                        Ok(sockets) => {
-                            self.sockets.relays.insert(port, sockets);
-                            server.handle_relay_opened(port, now);
+                Output::OpenRelay { relay, sockets, .. } => {
+                    match open_relay(&self.epoll, relay, &sockets) {
+                        Ok(opened) => {
+                            let families = opened.iter().map(|socket| socket.family);
+                            let families: BTreeSet<_> = families.collect();
+                            let families: Vec<_> = families.into_iter().collect();
+                            self.sockets.relays.insert(relay, opened);
+                            server.handle_relay_opened(relay, &families, now);
                         }
                         Err((address, error)) => {
                             self.log.cannot_bind(address, &error, now);
-                            server.handle_relay_refused(port);
+                            server.handle_relay_refused(relay, now);
                         }
                     }
                 }
                 // Closing takes a socket out of the epoll set.
                 Output::CloseRelay(port) => drop(self.sockets.relays.remove(&port)),
+                Output::CloseFamily(port, family) => {
+                    if let Some(sockets) = self.sockets.relays.get_mut(&port) {
+                        sockets.retain(|socket| socket.family != family);
+                    }
+                }
+                // Only a site that relays TCP gets these, and none does so far.
+                Output::Connect { connection, .. } | Output::ConnectInside { connection, .. } => {
+                    server.handle_connected(connection, Err(ConnectError), now);
+                }
+                Output::Join { .. } | Output::CloseConnection(_) => {}
                 Output::Event(event) => report(&mut self.log, event, now),
                 Output::Timeout(timeout) => {
                     self.timeout = timeout;
@@ -400,12 +421,10 @@ impl Shard {
 }
 
 impl Sockets {
-    fn relay(&self, port: RelayPort, side: Side) -> Option<&UdpSocket> {
-        let sockets = self.relays.get(&port)?;
-        match side {
-            Side::Outside => Some(&sockets.outside),
-            Side::Inside => sockets.inside.as_ref(),
-        }
+    fn relay(&self, port: RelayPort, side: Side, family: Family) -> Option<&UdpSocket> {
+        let mut sockets = self.relays.get(&port)?.iter();
+        let found = sockets.find(|socket| socket.side == side && socket.family == family);
+        found.map(|found| &found.socket)
     }
 
     fn listener(&self, address: SocketAddr) -> Option<&UdpSocket> {
@@ -424,7 +443,11 @@ impl Sockets {
         let packet = &buffer[start..end + relayed.padding];
         let (socket, to) = match relayed.to {
             Destination::Client(client) => (self.listener(client.server), client.client),
-            Destination::Peer { relay, side, peer } => (self.relay(relay, side), peer),
+            Destination::Peer { relay, side, peer } => {
+                (self.relay(relay, side, Family::of(peer.ip())), peer)
+            }
+            // There is only one.
+            Destination::Shard { .. } => return,
         };
         self.not_sent += u64::from(!socket.is_some_and(|socket| send(socket, packet, to)));
     }
@@ -466,21 +489,22 @@ fn send(socket: &UdpSocket, packet: &[u8], to: SocketAddr) -> bool {
     false
 }
 
-/// Binds both faces of a port, or none.
+/// Binds every face of a port, or none.
 fn open_relay(
     epoll: &Epoll,
     port: RelayPort,
-    outside: SocketAddr,
-    inside: Option<SocketAddr>,
-) -> Result<RelaySockets, (SocketAddr, io::Error)> {
-    let open = |address, side| {
-        bind_relay(address)
-            .and_then(|socket| watch(epoll, &socket, Token::Relay(port, side)).map(|()| socket))
-            .map_err(|error| (address, error))
+    sockets: &[RelaySocket],
+) -> Result<Vec<OpenSocket>, (SocketAddr, io::Error)> {
+    let open = |RelaySocket { side, address }: &RelaySocket| {
+        let family = Family::of(address.ip());
+        bind_relay(*address)
+            .and_then(|socket| {
+                watch(epoll, &socket, Token::Relay(port, *side, family)).map(|()| socket)
+            })
+            .map(|socket| OpenSocket { side: *side, family, socket })
+            .map_err(|error| (*address, error))
     };
-    let outside = open(outside, Side::Outside)?;
-    let inside = inside.map(|address| open(address, Side::Inside)).transpose()?;
-    Ok(RelaySockets { outside, inside })
+    sockets.iter().map(open).collect()
 }
 
 fn watch(epoll: &Epoll, fd: impl AsFd, token: Token) -> io::Result<()> {

@@ -9,16 +9,17 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::Server;
 use super::authentication::Identity;
 use super::request::{granted_lifetime, lifetime, lifetime_bytes, requested_family};
-use super::{Reservation, Server};
-use crate::allocation::{Allocation, Opening};
+use crate::allocation::{Allocation, Opening, Traffic};
 use crate::channel::Channels;
-use crate::five_tuple::{Family, FiveTuple, Source};
-use crate::output::{Event, Output};
+use crate::five_tuple::{Family, FiveTuple, Side, Source};
+use crate::output::{Event, Output, RelaySocket, RelayTransport};
 use crate::permission::Permissions;
 use crate::quota::Exceeded;
 use crate::relay_port::{RelayPort, Wish};
+use crate::shared::Reservation;
 use crate::stun::{AttributeType, Class, ErrorCode, Key, Message, Method, Writer};
 
 /// RFC 8656 §18.8.
@@ -67,11 +68,10 @@ impl Server {
         }
         let granted = granted_lifetime(lifetime(request)?);
         let source = Source::of(client.client.ip());
-        self.usage.check(self.config.quotas, &identity.user, source).map_err(|exceeded| {
-            match exceeded {
-                Exceeded::UserOrSource => ErrorCode::ALLOCATION_QUOTA_REACHED,
-                Exceeded::Total => self.exhausted(),
-            }
+        let room = self.shared.tables().usage.check(self.config.quotas, &identity.user, source);
+        room.map_err(|exceeded| match exceeded {
+            Exceeded::UserOrSource => ErrorCode::ALLOCATION_QUOTA_REACHED,
+            Exceeded::Total => self.exhausted(),
         })?;
         let (family, port) = self.pick(family, wish, token, identity)?;
         let faces = self.config.faces(family).ok_or(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
@@ -95,8 +95,10 @@ impl Server {
             }),
             permissions: Permissions::default(),
             channels: Channels::default(),
+            traffic: Traffic::default(),
         });
-        self.usage.add(&identity.user, source);
+        self.shared.tables().usage.add(&identity.user, source);
+        self.shared.set_owner(port, Some(self.shard));
         self.open(client);
         Ok(())
     }
@@ -109,26 +111,26 @@ impl Server {
         token: Option<[u8; 8]>,
         identity: &Identity,
     ) -> Result<(Family, RelayPort), ErrorCode> {
+        let mut tables = self.shared.tables();
         if let Some(token) = token {
             let held = |reservation: &Reservation| {
                 reservation.token == token && reservation.user == identity.user
             };
-            let index = self.reservations.iter().position(held);
+            let index = tables.reservations.iter().position(held);
             let index = index.ok_or(ErrorCode::INSUFFICIENT_CAPACITY)?;
-            let reservation = self.reservations.swap_remove(index);
+            let reservation = tables.reservations.swap_remove(index);
             return Ok((reservation.family, reservation.port));
         }
         let family = family.unwrap_or(Family::V4);
         if self.config.faces(family).is_none() {
             return Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED);
         }
-        if wish == Wish::EvenWithNext && self.reservations.len() >= MAX_RESERVATIONS {
+        if wish == Wish::EvenWithNext && tables.reservations.len() >= MAX_RESERVATIONS {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }
-        match self.relay_ports.take(wish, &mut self.random) {
-            Some(port) => Ok((family, port)),
-            None => Err(self.exhausted()),
-        }
+        let port = tables.ports.take(wish, &mut self.random);
+        drop(tables);
+        port.map(|port| (family, port)).ok_or_else(|| self.exhausted())
     }
 
     /// Reports that there is no more room.
@@ -142,14 +144,24 @@ impl Server {
         if let Some(allocation) = self.allocations.by_client(client) {
             let port = allocation.port;
             let at = |ip| SocketAddr::new(ip, port.0);
-            let outside = at(allocation.faces.outside.local);
-            let inside = allocation.faces.inside.map(|face| at(face.local));
-            self.outputs.push_back(Output::OpenRelay { port, outside, inside });
+            let outside = Some((Side::Outside, allocation.faces.outside));
+            let inside = allocation.faces.inside.map(|face| (Side::Inside, face));
+            let sockets = outside.into_iter().chain(inside);
+            let sockets = sockets.map(|(side, face)| RelaySocket { side, address: at(face.local) });
+            self.outputs.push_back(Output::OpenRelay {
+                relay: port,
+                transport: RelayTransport::Udp,
+                sockets: sockets.collect(),
+            });
         }
     }
 
-    /// The sockets of [`Output::OpenRelay`] are bound: the client is told.
-    pub fn handle_relay_opened(&mut self, port: RelayPort, now: Instant) {
+    /// The sockets of [`Output::OpenRelay`] are bound in these families: the client is told.
+    pub fn handle_relay_opened(&mut self, port: RelayPort, opened: &[Family], now: Instant) {
+        if opened.is_empty() {
+            self.handle_relay_refused(port, now);
+            return;
+        }
         let Some(allocation) = self.allocations.by_port(port) else {
             return;
         };
@@ -159,12 +171,14 @@ impl Server {
         if opening.wish == Wish::EvenWithNext {
             let token = self.random.octets();
             allocation.token = Some(token);
-            self.reservations.push(Reservation {
+            let expires_at = now + RESERVATION_LIFETIME;
+            self.reservations.push_back(expires_at);
+            self.shared.tables().reservations.push(Reservation {
                 token,
                 port: RelayPort(port.0 + 1),
                 family: Family::of(allocation.told),
                 user: allocation.user.clone(),
-                expires_at: now + RESERVATION_LIFETIME,
+                expires_at,
             });
         }
         let client = allocation.client;
@@ -174,7 +188,7 @@ impl Server {
             relayed: allocation.relayed(),
         };
         for refused in opening.refused {
-            self.relay_ports.release(refused);
+            self.shared.tables().ports.release(refused);
         }
         self.counters.allocations += 1;
         self.outputs.push_back(Output::Event(event));
@@ -183,7 +197,7 @@ impl Server {
 
     /// The sockets of [`Output::OpenRelay`] cannot be bound: another port is tried, and in the
     /// end the client is told 508.
-    pub fn handle_relay_refused(&mut self, port: RelayPort) {
+    pub fn handle_relay_refused(&mut self, port: RelayPort, _now: Instant) {
         let Some(allocation) = self.allocations.by_port(port) else {
             return;
         };
@@ -198,9 +212,11 @@ impl Server {
         let another = if opening.from_reservation || opening.refused.len() >= MAX_ATTEMPTS {
             None
         } else {
-            self.relay_ports.take(opening.wish, &mut self.random)
+            self.shared.tables().ports.take(opening.wish, &mut self.random)
         };
         if let Some(another) = another {
+            self.shared.set_owner(port, None);
+            self.shared.set_owner(another, Some(self.shard));
             self.allocations.set_port(client, another);
             self.open(client);
             return;

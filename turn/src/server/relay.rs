@@ -13,7 +13,7 @@ use crate::allocation::Origin;
 use crate::channel::{CHANNEL_HEADER_LENGTH, ChannelNumber};
 use crate::config::Config;
 use crate::five_tuple::{FiveTuple, Side};
-use crate::output::Relayed;
+use crate::output::{Errand, Relayed};
 use crate::permission::{Revision, Verdict};
 use crate::policy::Reach;
 use crate::relay_port::RelayPort;
@@ -91,6 +91,7 @@ impl Server {
         let peer = channel.peer;
         let verdict = &mut channel.verdict;
         let reach = judge(verdict, &self.config, self.revision, allocation.side, peer.ip());
+        allocation.traffic.from_client(payload.len());
         let (origin, relay) = (allocation.origin(), allocation.port);
         self.send(Outgoing { origin, relay, reach, peer, payload }, now)
     }
@@ -118,6 +119,7 @@ impl Server {
         };
         let verdict = &mut permission.verdict;
         let reach = judge(verdict, &self.config, self.revision, allocation.side, peer.ip());
+        allocation.traffic.from_client(payload.len());
         let (origin, relay) = (allocation.origin(), allocation.port);
         self.send(Outgoing { origin, relay, reach, peer, payload }, now)
     }
@@ -129,12 +131,7 @@ impl Server {
             return None;
         }
         match packet.reach {
-            Reach::OwnRelay => {
-                let length = packet.payload.len();
-                let relayed = self.deliver(packet.origin, packet.peer, packet.payload, now)?;
-                self.counters.relayed_in_process += 1;
-                Some(self.pass(relayed, length))
-            }
+            Reach::OwnRelay => self.deliver(packet.origin, packet.peer, packet.payload, now),
             Reach::Peer(side) => {
                 let length = packet.payload.len();
                 let relayed = Relayed::to_peer(packet.relay, side, packet.peer, packet.payload);
@@ -147,9 +144,50 @@ impl Server {
         }
     }
 
-    /// Relay to relay: hands a packet to the allocation at `target`, which sees as its peer the
-    /// form of the origin that it holds a channel or else a permission for.
+    /// Relay to relay: hands a packet to the allocation at `target`, on whatever shard it is.
     fn deliver(
+        &mut self,
+        origin: Origin,
+        target: SocketAddr,
+        payload: Range<usize>,
+        now: Instant,
+    ) -> Option<Relayed> {
+        match self.shared.owner(RelayPort(target.port())) {
+            Some(shard) if shard != self.shard => {
+                Some(Relayed::to_shard(shard, Errand::Relay { origin, target }, payload))
+            }
+            _ => self.deliver_here(origin, target, payload, now),
+        }
+    }
+
+    /// Handles a packet that an allocation of another shard sends to `target`, a relayed transport
+    /// address of this one. What is returned is to be sent at once.
+    pub fn handle_relay(
+        &mut self,
+        origin: Origin,
+        target: SocketAddr,
+        payload: &[u8],
+        now: Instant,
+    ) -> Option<Relayed> {
+        self.deliver_here(origin, target, 0..payload.len(), now)
+    }
+
+    /// The allocation at `target` sees as its peer the form of the origin that it holds a channel
+    /// or else a permission for.
+    fn deliver_here(
+        &mut self,
+        origin: Origin,
+        target: SocketAddr,
+        payload: Range<usize>,
+        now: Instant,
+    ) -> Option<Relayed> {
+        let length = payload.len();
+        let relayed = self.address(origin, target, payload, now)?;
+        self.counters.relayed_in_process += 1;
+        Some(self.pass(relayed, length))
+    }
+
+    fn address(
         &mut self,
         origin: Origin,
         target: SocketAddr,
@@ -165,11 +203,12 @@ impl Server {
             return None;
         };
         let mut shown = None;
-        for form in origin.forms() {
+        for form in origin.forms(&self.config) {
             if allocation.permissions.find(form.ip(), now).is_none() {
                 continue;
             }
             if let Some(number) = allocation.channels.by_peer(form, now) {
+                allocation.traffic.to_client(payload.len());
                 return Relayed::channel_data(allocation.client, number, payload);
             }
             shown = shown.or(Some(form));
@@ -179,6 +218,7 @@ impl Server {
             self.counters.no_permission += 1;
             return None;
         };
+        allocation.traffic.to_client(payload.len());
         Relayed::data_indication(client, peer, self.next_indication(), payload)
     }
 
@@ -217,6 +257,7 @@ impl Server {
         }
         let client = allocation.client;
         let payload = 0..datagram.len();
+        allocation.traffic.to_client(payload.len());
         let relayed = match allocation.channels.by_peer(peer, now) {
             Some(number) => Relayed::channel_data(client, number, payload),
             None => Relayed::data_indication(client, peer, self.next_indication(), payload),
@@ -228,6 +269,7 @@ impl Server {
     fn next_indication(&mut self) -> TransactionId {
         self.indications += 1;
         let mut id = [0; 12];
+        id[3] = self.shard.0;
         id[4..].copy_from_slice(&self.indications.to_be_bytes());
         TransactionId(id)
     }

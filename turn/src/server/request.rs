@@ -235,7 +235,7 @@ impl Server {
     ) -> Result<Reach, ErrorCode> {
         let reach = self.config.policy.reach(side, peer.ip());
         let port_is_open = match reach {
-            Reach::OwnRelay => self.relay_ports.contains(peer.port()),
+            Reach::OwnRelay => self.shared.tables().ports.contains(peer.port()),
             Reach::Peer(_) => true,
             Reach::Forbidden(_) => false,
         };

@@ -45,10 +45,20 @@ impl AttributeType {
     pub const XOR_MAPPED_ADDRESS: Self = Self(0x0020);
     /// RESERVATION-TOKEN.
     pub const RESERVATION_TOKEN: Self = Self(0x0022);
+    /// CONNECTION-ID (RFC 6062).
+    pub const CONNECTION_ID: Self = Self(0x002A);
+    /// MOBILITY-TICKET (RFC 8016).
+    pub const MOBILITY_TICKET: Self = Self(0x8030);
     /// ADDITIONAL-ADDRESS-FAMILY; a server may ignore it.
     pub const ADDITIONAL_ADDRESS_FAMILY: Self = Self(0x8000);
+    /// ADDRESS-ERROR-CODE.
+    pub const ADDRESS_ERROR_CODE: Self = Self(0x8001);
+    /// ICMP.
+    pub const ICMP: Self = Self(0x8004);
     /// SOFTWARE; never sent by this server.
     pub const SOFTWARE: Self = Self(0x8022);
+    /// ALTERNATE-SERVER.
+    pub const ALTERNATE_SERVER: Self = Self(0x8023);
     /// FINGERPRINT.
     pub const FINGERPRINT: Self = Self(0x8028);
 
@@ -64,12 +74,16 @@ impl AttributeType {
 pub struct ErrorCode(pub u16);
 
 impl ErrorCode {
+    /// Another server takes the client (ALTERNATE-SERVER).
+    pub const TRY_ALTERNATE: Self = Self(300);
     /// The request is malformed.
     pub const BAD_REQUEST: Self = Self(400);
     /// Credentials are missing or wrong.
     pub const UNAUTHENTICATED: Self = Self(401);
     /// Policy refuses the peer.
     pub const FORBIDDEN: Self = Self(403);
+    /// The site has no mobility (RFC 8016).
+    pub const MOBILITY_FORBIDDEN: Self = Self(405);
     /// A comprehension-required attribute is not known.
     pub const UNKNOWN_ATTRIBUTE: Self = Self(420);
     /// No allocation, or one too many.
@@ -84,6 +98,10 @@ impl ErrorCode {
     pub const UNSUPPORTED_TRANSPORT_PROTOCOL: Self = Self(442);
     /// The peer's family is not the allocation's.
     pub const PEER_ADDRESS_FAMILY_MISMATCH: Self = Self(443);
+    /// There is a connection to that peer already (RFC 6062).
+    pub const CONNECTION_ALREADY_EXISTS: Self = Self(446);
+    /// The peer cannot be connected to (RFC 6062).
+    pub const CONNECTION_TIMEOUT_OR_FAILURE: Self = Self(447);
     /// The user or the source has too many allocations.
     pub const ALLOCATION_QUOTA_REACHED: Self = Self(486);
     /// No port, no room.
@@ -93,9 +111,11 @@ impl ErrorCode {
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
+            Self::TRY_ALTERNATE => "Try Alternate",
             Self::BAD_REQUEST => "Bad Request",
             Self::UNAUTHENTICATED => "Unauthenticated",
             Self::FORBIDDEN => "Forbidden",
+            Self::MOBILITY_FORBIDDEN => "Mobility Forbidden",
             Self::UNKNOWN_ATTRIBUTE => "Unknown Attribute",
             Self::ALLOCATION_MISMATCH => "Allocation Mismatch",
             Self::STALE_NONCE => "Stale Nonce",
@@ -103,6 +123,8 @@ impl ErrorCode {
             Self::WRONG_CREDENTIALS => "Wrong Credentials",
             Self::UNSUPPORTED_TRANSPORT_PROTOCOL => "Unsupported Transport Protocol",
             Self::PEER_ADDRESS_FAMILY_MISMATCH => "Peer Address Family Mismatch",
+            Self::CONNECTION_ALREADY_EXISTS => "Connection Already Exists",
+            Self::CONNECTION_TIMEOUT_OR_FAILURE => "Connection Timeout or Failure",
             Self::ALLOCATION_QUOTA_REACHED => "Allocation Quota Reached",
             Self::INSUFFICIENT_CAPACITY => "Insufficient Capacity",
             _ => "",

@@ -53,6 +53,12 @@ impl Method {
     pub const CREATE_PERMISSION: Self = Self(0x008);
     /// ChannelBind.
     pub const CHANNEL_BIND: Self = Self(0x009);
+    /// Connect (RFC 6062).
+    pub const CONNECT: Self = Self(0x00A);
+    /// ConnectionBind.
+    pub const CONNECTION_BIND: Self = Self(0x00B);
+    /// ConnectionAttempt indication.
+    pub const CONNECTION_ATTEMPT: Self = Self(0x00C);
 }
 
 /// Why a datagram is no STUN message; it is counted and dropped.

@@ -1,12 +1,13 @@
 //! Allocate, Refresh, lifetimes, ports and quotas.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use postern_turn::stun::{AttributeType, Method};
-use postern_turn::{Event, FiveTuple, Quotas, Settings, Status};
+use postern_turn::{Event, FiveTuple, Quotas, RelaySocket, Settings, Side, Status};
 
-use crate::lab::{LAN1, Lab, NAT, Reply, at, guest, insider, ip, settings};
+use crate::lab::{LAN1, LAN2, Lab, NAT, Reply, at, guest, insider, ip, settings};
 
 #[test]
 fn everybody_is_told_the_static_nat_address_and_a_port_of_the_range() {
@@ -17,9 +18,10 @@ fn everybody_is_told_the_static_nat_address_and_a_port_of_the_range() {
 
         assert_eq!(relayed.ip(), ip(NAT));
         assert!((24000..=24031).contains(&relayed.port()));
-        let (outside, inside) = lab.last_opened.unwrap();
-        assert_eq!(outside, format!("192.0.2.61:{}", relayed.port()).parse().unwrap());
-        assert_eq!(inside, Some(format!("{LAN1}:{}", relayed.port()).parse().unwrap()));
+        let socket =
+            |side, local| RelaySocket { side, address: SocketAddr::new(ip(local), relayed.port()) };
+        let expected = [socket(Side::Outside, LAN2), socket(Side::Inside, LAN1)];
+        assert_eq!(lab.last_opened, expected);
     }
 }
 

@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postern_turn::stun::{AttributeType, Class, Key, Message, Method, TransactionId, Writer};
 use postern_turn::{
-    Config, Destination, Event, Face, FiveTuple, Output, RelayPort, Relayed, Server, Settings,
-    Side, Transport,
+    Config, Destination, Event, Face, Family, FiveTuple, Output, RelayPort, RelaySocket, Relayed,
+    Server, Settings, ShardId, Shared, Side, Transport,
 };
 
 pub(crate) const REALM: &str = "example.org";
@@ -73,7 +74,7 @@ pub(crate) struct Lab {
     pub(crate) server: Server,
     pub(crate) now: Instant,
     pub(crate) open: BTreeSet<RelayPort>,
-    pub(crate) last_opened: Option<(SocketAddr, Option<SocketAddr>)>,
+    pub(crate) last_opened: Vec<RelaySocket>,
     /// Ports that another program holds.
     pub(crate) held: BTreeSet<u16>,
     pub(crate) events: Vec<Event>,
@@ -97,11 +98,13 @@ impl Lab {
 
     pub(crate) fn with(settings: Settings) -> Self {
         let now = epoch();
+        let config = Arc::new(Config::new(settings).unwrap());
+        let shared = Shared::new(&config, [7; 32]);
         Self {
-            server: Server::new(Config::new(settings).unwrap(), [7; 32], now),
+            server: Server::new(shared, ShardId(0), config, now),
             now,
             open: BTreeSet::new(),
-            last_opened: None,
+            last_opened: Vec::new(),
             held: BTreeSet::new(),
             events: Vec::new(),
             timeout: None,
@@ -120,19 +123,27 @@ impl Lab {
         loop {
             match self.server.poll_output() {
                 Output::Reply { client, message } => self.replies.push_back((client, message)),
-                Output::OpenRelay { port, outside, inside } => {
-                    if self.held.contains(&port.0) {
-                        self.server.handle_relay_refused(port);
+                Output::OpenRelay { relay, sockets, .. } => {
+                    if self.held.contains(&relay.0) {
+                        self.server.handle_relay_refused(relay, self.now);
                     } else {
-                        assert!(self.open.insert(port), "{port:?} is open already");
-                        self.last_opened = Some((outside, inside));
-                        self.server.handle_relay_opened(port, self.now);
+                        assert!(self.open.insert(relay), "{relay:?} is open already");
+                        let families: BTreeSet<_> =
+                            sockets.iter().map(|s| Family::of(s.address.ip())).collect();
+                        let families: Vec<_> = families.into_iter().collect();
+                        self.last_opened = sockets;
+                        self.server.handle_relay_opened(relay, &families, self.now);
                     }
                 }
                 Output::CloseRelay(port) => {
                     self.open.remove(&port);
                 }
                 Output::Event(event) => self.events.push(event),
+                other @ (Output::CloseFamily(..)
+                | Output::Connect { .. }
+                | Output::ConnectInside { .. }
+                | Output::Join { .. }
+                | Output::CloseConnection(_)) => panic!("{other:?} was not expected"),
                 Output::Timeout(timeout) => {
                     self.timeout = timeout;
                     return;

@@ -238,7 +238,7 @@ fn without_an_inside_face_no_inside_peer_is_reached() {
     let mut lab = Lab::with(Settings { inside: Vec::new(), ..settings() });
     let (login, relayed) = lab.allocate(guest(1));
 
-    assert_eq!(lab.last_opened.unwrap().1, None);
+    assert_eq!(lab.last_opened.len(), 1);
     assert_eq!(lab.permit(guest(1), &login, &["198.51.100.180"]).code(), 403);
     assert_eq!(lab.permit(guest(1), &login, &[LAN1]).code(), 403);
     assert_eq!(lab.permit(guest(1), &login, &[NAT]).code(), 0);

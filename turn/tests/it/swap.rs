@@ -1,12 +1,14 @@
 //! Another configuration, live.
 
+use std::sync::Arc;
+
 use postern_turn::stun::AttributeType;
 use postern_turn::{Config, ConfigError, Face, Settings, Side};
 
 use crate::lab::{Lab, MEDIA_SERVER, NAT, at, guest, ip, settings};
 
 fn swap(lab: &mut Lab, settings: Settings) {
-    lab.server.set_config(Config::new(settings).unwrap());
+    lab.server.set_config(Arc::new(Config::new(settings).unwrap()), lab.now);
     lab.drain();
 }
 
