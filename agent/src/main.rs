@@ -40,7 +40,7 @@ enum Command {
     /// Judges one bundle that comes over standard input, then exits (unit postern-unseal@).
     Unseal,
     /// The TURN relay (unit postern-relay).
-    Relay,
+    Relay(relay::Options),
     /// The web proxy (unit postern-proxy).
     Proxy,
     /// Puts the device keys in place, then exits (unit postern-device).
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Command::Host => host::run(),
         Command::Agent => control::run(),
         Command::Unseal => unseal::run(),
-        Command::Relay => relay::run(),
+        Command::Relay(options) => relay::run(&options),
         Command::Proxy => proxy::run(),
         Command::Device => device::run(),
         Command::Status { json } => client::status(json),

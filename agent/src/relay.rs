@@ -25,27 +25,70 @@ mod report;
 mod security_log;
 mod shard;
 mod slice;
+mod slice_file;
 
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
 use anyhow::Context;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use nix::unistd::Pid;
+
 use crate::notify::notify;
+
+/// How the relay runs.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Serves the slice in this file instead of asking the agent. SIGHUP reads it again, SIGUSR1
+    /// writes FILE.report.
+    #[arg(long, value_name = "FILE")]
+    slice: Option<PathBuf>,
+    /// The processor to run on.
+    #[arg(long)]
+    cpu: Option<usize>,
+}
 
 /// Runs until it is told to stop.
 ///
 /// # Errors
 ///
-/// Returns what keeps the process from starting: no epoll, no randomness.
-pub(crate) fn run() -> anyhow::Result<()> {
+/// Returns what keeps the process from starting: no epoll, no randomness, a slice in a file that
+/// cannot be served.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     raise_open_files();
-    let (mut shard, handle) = shard::Shard::new().context("cannot start the relay")?;
-    let control = std::thread::Builder::new().name("control".into());
-    control.spawn(move || control::run(&handle)).context("cannot start the control thread")?;
-    notify("READY=1");
-    shard.run().context("the relay's event loop failed")
+    // Before there are threads, so that none of them is interrupted.
+    slice_file::signals().thread_block().context("cannot block signals")?;
+    let (shard, handle) = shard::Shard::new().context("cannot start the relay")?;
+    let cpu = options.cpu;
+    let thread = std::thread::Builder::new().name("shard-0".into());
+    thread.spawn(move || run_shard(shard, cpu)).context("cannot start the shard")?;
+    match &options.slice {
+        None => {
+            notify("READY=1");
+            control::run(&handle);
+            Ok(())
+        }
+        Some(path) => slice_file::run(&handle, path),
+    }
+}
+
+/// A shard's thread. The process ends with it: systemd starts another one.
+fn run_shard(mut shard: shard::Shard, cpu: Option<usize>) {
+    if let Some(cpu) = cpu {
+        let mut set = CpuSet::new();
+        let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+        if let Err(error) = pinned {
+            tracing::warn!("cannot stay on processor {cpu}: {error}");
+        }
+    }
+    if let Err(error) = shard.run() {
+        tracing::error!("the relay's event loop failed: {error}");
+        std::process::exit(1);
+    }
 }
 
 /// Every relay port takes two descriptors, far more than the usual soft limit.

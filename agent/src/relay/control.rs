@@ -19,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Serves the agent for ever; the relay goes on with what it has while there is none.
 pub(super) fn run(shard: &Handle) {
-    let mut control = Control { shard, realm: String::new(), users: Vec::new() };
+    let mut control = Control::new(shard);
     let mut pause = FIRST_PAUSE;
     loop {
         match Channel::connect(Path::new(AGENT_SOCKET)) {
@@ -45,7 +45,6 @@ pub(super) struct Control<'a> {
 
 impl<'a> Control<'a> {
     /// Begins without a slice.
-    #[cfg(test)]
     pub(super) fn new(shard: &'a Handle) -> Self {
         Self { shard, realm: String::new(), users: Vec::new() }
     }
