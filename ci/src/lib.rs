@@ -9,3 +9,4 @@ pub mod demo;
 pub mod end_to_end;
 pub mod lab;
 pub mod packages;
+pub mod relay_server;

@@ -105,6 +105,27 @@ impl Host {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Calls `task` on a thread of its own in this host's network: a socket that it makes belongs
+    /// to this host and can be used from anywhere.
+    ///
+    /// # Errors
+    ///
+    /// Says when the namespace cannot be entered.
+    pub fn in_network<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
+        let network = File::open(format!("/proc/{}/ns/net", self.init))?;
+        let entered = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+                Ok::<_, nix::Error>(task())
+            });
+            thread.join()
+        });
+        match entered {
+            Ok(result) => result.with_context(|| format!("cannot enter {}'s network", self.name)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
     /// Makes `/etc/resolv.conf` of this host point at `server`.
     ///
     /// # Errors

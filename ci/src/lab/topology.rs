@@ -160,7 +160,11 @@ impl Topology {
 }
 
 /// Joins two hosts by a pair of virtual Ethernet links.
-fn link(a: &Host, a_name: &str, b: &Host, b_name: &str) -> Result<()> {
+///
+/// # Errors
+///
+/// Says which command failed.
+pub fn link(a: &Host, a_name: &str, b: &Host, b_name: &str) -> Result<()> {
     // A host's own PID namespace does not know the other's PID, so ip(8) is entered by --net only.
     let a_pid = a.init().to_string();
     let b_pid = b.init().to_string();
