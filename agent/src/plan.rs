@@ -83,7 +83,8 @@ pub(crate) struct RoutePlan {
     pub(crate) metric: u32,
 }
 
-/// A listening or bound socket that `postern-net` opens because its port is below 1024.
+/// A listening or bound socket that `postern-net` opens and holds: every one below port 1024, and
+/// every TCP listener of the proxy, so that no restart of it loses a connection attempt.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ListenerPlan {
     /// Which unit may fetch it.
@@ -147,14 +148,20 @@ pub(crate) struct RelaySlice {
     pub(crate) realm: String,
     /// Long-term credentials.
     pub(crate) users: Vec<RelayUser>,
-    /// Where clients are served.
+    /// Secrets of time-limited credentials; each of them counts, so that one can follow another.
+    pub(crate) rest_secrets: Vec<RestSecret>,
+    /// Where clients are served in plain; clients over TLS come through the proxy.
     pub(crate) listeners: Vec<RelayListener>,
+    /// LAN1's addresses: who talks to one of these is an inside client.
+    pub(crate) inside_addresses: Vec<IpAddr>,
     /// First and last port handed to allocations.
     pub(crate) media_ports: (u16, u16),
-    /// The outside face: LAN2's address and what guests are told (the static NAT address).
-    pub(crate) outside: Face,
-    /// The inside face, when inside peers are declared: LAN1's address, told as it is.
-    pub(crate) inside: Option<Face>,
+    /// The outside faces, at most one for each address family: LAN2's address and what guests are
+    /// told (the static NAT address).
+    pub(crate) outside: Vec<Face>,
+    /// The inside faces, where inside peers of that family are declared: LAN1's address, told as
+    /// it is. Each has an outside face of its family.
+    pub(crate) inside: Vec<Face>,
     /// Whether inside clients are told the inside face in XOR-RELAYED-ADDRESS.
     pub(crate) inside_clients_are_told_lan1: bool,
     /// Destinations that leave by LAN1, longest prefix first; all else leaves by LAN2.
@@ -165,8 +172,66 @@ pub(crate) struct RelaySlice {
     pub(crate) allow: Vec<IpNet>,
     /// Further outside peers that clients on an inside listener may reach.
     pub(crate) allow_outside: Vec<IpNet>,
-    /// Every address of the box, the static NAT address included.
+    /// Every address of the box, the static NAT addresses included.
     pub(crate) own_addresses: Vec<IpAddr>,
+    /// Whether TCP allocations are made (RFC 6062).
+    pub(crate) tcp_relay: bool,
+    /// Whether an allocation may follow its client to another address (RFC 8016).
+    pub(crate) mobility: bool,
+    /// How much of everything.
+    pub(crate) quotas: RelayQuotas,
+    /// Makes no new allocation; what is there goes on. `None`: the usual service.
+    pub(crate) drain: Option<Drain>,
+}
+
+/// How much clients may have at once; `Default` is what a site gets that says nothing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RelayQuotas {
+    /// Allocations in all.
+    pub(crate) total: usize,
+    /// Allocations of one user name.
+    pub(crate) per_user: usize,
+    /// Allocations of one IPv4 address or IPv6 /64.
+    pub(crate) per_source: usize,
+    /// Permissions, and channels, of one allocation.
+    pub(crate) per_allocation: usize,
+    /// Octets per second that one allocation relays, each way; `None`: no limit.
+    pub(crate) allocation_bytes_per_second: Option<u64>,
+    /// Octets per second that all allocations together relay, each way; `None`: no limit.
+    pub(crate) total_bytes_per_second: Option<u64>,
+}
+
+impl Default for RelayQuotas {
+    fn default() -> Self {
+        let quotas = turn::Quotas::default();
+        Self {
+            total: quotas.total,
+            per_user: quotas.per_user,
+            per_source: quotas.per_source,
+            per_allocation: quotas.per_allocation,
+            allocation_bytes_per_second: None,
+            total_bytes_per_second: None,
+        }
+    }
+}
+
+/// New clients are to go elsewhere.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Drain {
+    /// ALTERNATE-SERVER (RFC 8489 section 10), at most one for each address family; empty: clients
+    /// are refused without being sent anywhere.
+    pub(crate) alternate: Vec<SocketAddr>,
+}
+
+/// A secret of time-limited credentials, which `Debug` leaves out.
+#[derive(Clone, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct RestSecret(pub(crate) String);
+
+impl fmt::Debug for RestSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RestSecret").finish_non_exhaustive()
+    }
 }
 
 /// A user name and its password, which `Debug` leaves out.
@@ -189,7 +254,7 @@ impl fmt::Debug for RelayUser {
 pub(crate) struct RelayListener {
     /// Concrete local address and port.
     pub(crate) address: SocketAddr,
-    /// Only UDP is served so far.
+    /// UDP, or TCP in plain.
     pub(crate) transport: Transport,
     /// Whether its clients are inside ones (LAN1).
     pub(crate) inside: bool,
@@ -207,13 +272,17 @@ pub(crate) struct Face {
 /// What `postern-proxy` serves.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ProxySlice {
-    /// TLS listeners; `postern-net` holds them.
+    /// TLS listeners of the guests' pages; `postern-net` holds these and all others below.
     pub(crate) tls: Vec<SocketAddr>,
+    /// TLS listeners on which there is nothing but TURN.
+    pub(crate) turn_tls: Vec<SocketAddr>,
+    /// Whether the listeners in `tls` serve TURN too: each of them is on a NIC of TURN's then.
+    pub(crate) turn_shared: bool,
     /// Plain listeners that only redirect; empty when the site says no redirect.
     pub(crate) redirect: Vec<SocketAddr>,
-    /// Certificates; the first one answers a client that sends no SNI.
+    /// Certificates, at least one; the first one answers a client that sends no SNI.
     pub(crate) certificates: Vec<Certificate>,
-    /// Guest URLs and where each leads.
+    /// Guest URLs and where each leads; empty when only TURN is served.
     pub(crate) guests: Vec<Guest>,
     /// `max-age` of Strict-Transport-Security; `None` sends no header.
     pub(crate) hsts: Option<Duration>,
@@ -264,7 +333,7 @@ pub(crate) struct Upstream {
 
 #[cfg(test)]
 mod tests {
-    use super::{Certificate, RelayUser};
+    use super::{Certificate, RelayUser, RestSecret};
 
     #[test]
     fn debug_shows_no_secret() {
@@ -272,7 +341,7 @@ mod tests {
         let certificate =
             Certificate { name: "edge".to_owned(), chain: String::new(), key: "hush-2".to_owned() };
 
-        let shown = format!("{user:?} {certificate:?}");
+        let shown = format!("{user:?} {certificate:?} {:?}", RestSecret("hush-3".to_owned()));
 
         assert!(shown.contains("guest") && shown.contains("edge"), "{shown}");
         assert!(!shown.contains("hush"), "{shown}");

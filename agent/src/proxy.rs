@@ -149,7 +149,8 @@ fn accept_slice(
     let bytes = read_sealed(memfd, MAX_SLICE).context("cannot read the slice")?;
     let slice: ProxySlice = serde_json::from_slice(&bytes).context("cannot read the slice")?;
     let privileged = slice.tls.iter().chain(&slice.redirect).any(|address| address.port() < 1024);
-    let listeners = if privileged { fetch_listeners(net)? } else { BTreeMap::new() };
+    let held = privileged || !slice.turn_tls.is_empty();
+    let listeners = if held { fetch_listeners(net)? } else { BTreeMap::new() };
     proxy.serve(generation, &slice, listeners)?;
     Ok(())
 }

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 
 use super::{
     Certificate, Face, Guest, HostPlan, LinkDns, LinkPlan, LinkSelector, ListenerPlan, NetPlan,
-    ProxySlice, RelayListener, RelaySlice, RelayUser, RoutePlan, Service, Transport, Upstream,
-    ruleset, sysctls,
+    ProxySlice, RelayListener, RelayQuotas, RelaySlice, RelayUser, RestSecret, RoutePlan, Service,
+    Transport, Upstream, ruleset, sysctls,
 };
 
 /// What the planner needs to know and the site file does not say.
@@ -35,7 +35,7 @@ pub(crate) struct Derived {
     pub(crate) host: HostPlan,
     /// For `postern-relay`; `None`: the site has no TURN relay.
     pub(crate) relay: Option<RelaySlice>,
-    /// For `postern-proxy`; `None`: the site has no web proxy.
+    /// For `postern-proxy`; `None`: the site has neither a web proxy nor TURN over TLS.
     pub(crate) proxy: Option<ProxySlice>,
     /// Probes that must pass before it is confirmed.
     pub(crate) require: Vec<String>,
@@ -177,29 +177,76 @@ fn sockets(machine: &SiteBox, listen: &[InterfaceName], port: u16) -> Vec<Socket
         .collect()
 }
 
-/// Sockets below port 1024, which only `postern-net` may open.
+/// Sockets that `postern-net` holds: those below port 1024, which only it may open, and every TCP
+/// listener of the proxy.
 fn held_listeners(site: &Site, machine: &SiteBox) -> Vec<ListenerPlan> {
-    let mut held = Vec::new();
-    let mut hold = |owner, transport, addresses: Vec<SocketAddr>| {
-        let plans = addresses.into_iter().filter(|address| address.port() < 1024);
-        held.extend(plans.map(|address| ListenerPlan { owner, address, transport }));
-    };
-    if let Some(proxy) = &site.proxy {
-        hold(Service::Proxy, Transport::Tcp, sockets(machine, &proxy.listen, 443));
-        if proxy.redirect_http {
-            hold(Service::Proxy, Transport::Tcp, sockets(machine, &proxy.listen, 80));
-        }
-    }
-    if let Some(turn) = &site.turn {
-        for port in turn_ports(turn) {
-            hold(Service::Relay, Transport::Udp, sockets(machine, &turn.listen, port));
+    let plan =
+        |owner, transport| move |address: SocketAddr| ListenerPlan { owner, address, transport };
+    let proxy = ProxyListeners::of(site, machine);
+    let web = [proxy.tls, proxy.redirect, proxy.turn_tls].concat();
+    let mut held: Vec<ListenerPlan> =
+        web.into_iter().map(plan(Service::Proxy, Transport::Tcp)).collect();
+    for listener in relay_listeners(site, machine) {
+        if listener.address.port() < 1024 {
+            held.push(plan(Service::Relay, listener.transport)(listener.address));
         }
     }
     held
 }
 
+/// Where the proxy listens.
+#[derive(Default)]
+struct ProxyListeners {
+    tls: Vec<SocketAddr>,
+    redirect: Vec<SocketAddr>,
+    turn_tls: Vec<SocketAddr>,
+    turn_shared: bool,
+}
+
+impl ProxyListeners {
+    /// Port 443 of a NIC is shared where both guests and TURN are served there; everywhere else a
+    /// TLS port of TURN is TURN's alone.
+    fn of(site: &Site, machine: &SiteBox) -> Self {
+        let mut listeners = Self::default();
+        if let Some(proxy) = &site.proxy {
+            listeners.tls = sockets(machine, &proxy.listen, 443);
+            if proxy.redirect_http {
+                listeners.redirect = sockets(machine, &proxy.listen, 80);
+            }
+        }
+        if let Some(turn) = &site.turn {
+            for port in &turn.tls_ports {
+                let all = sockets(machine, &turn.listen, port.get()).into_iter();
+                let (shared, alone): (Vec<_>, Vec<_>) =
+                    all.partition(|address| listeners.tls.contains(address));
+                listeners.turn_shared |= !shared.is_empty();
+                listeners.turn_tls.extend(alone);
+            }
+        }
+        listeners
+    }
+}
+
+/// Where the relay itself listens: UDP and TCP on TURN's port, and UDP 443 if the site says so.
+fn relay_listeners(site: &Site, machine: &SiteBox) -> Vec<RelayListener> {
+    let Some(turn) = &site.turn else { return Vec::new() };
+    let mut listeners = Vec::new();
+    for name in &turn.listen {
+        let inside = *name == InterfaceName::Lan1;
+        let mut listen = |transport, port| {
+            let addresses = sockets(machine, &[*name], port).into_iter();
+            listeners.extend(addresses.map(|address| RelayListener { address, transport, inside }));
+        };
+        for port in udp_ports(turn) {
+            listen(Transport::Udp, port);
+        }
+        listen(Transport::Tcp, turn.port.get());
+    }
+    listeners
+}
+
 /// The UDP ports on which TURN is served.
-pub(super) fn turn_ports(turn: &Turn) -> Vec<u16> {
+pub(super) fn udp_ports(turn: &Turn) -> Vec<u16> {
     let mut ports = vec![turn.port.get()];
     if turn.udp_443 && turn.port.get() != 443 {
         ports.push(443);
@@ -248,31 +295,42 @@ pub(super) fn routed(nic: &Interface) -> Vec<IpNet> {
     nets
 }
 
-/// Every address that is ours, the static NAT address included.
+/// Every address that is ours, the static NAT addresses included.
 pub(super) fn own_addresses(machine: &SiteBox) -> Vec<IpAddr> {
     let nics = [&machine.lan1, &machine.lan2];
     let carried = nics.into_iter().flat_map(|nic| nic.addresses.iter().map(|a| a.address()));
     let mut own: Vec<IpAddr> =
-        carried.chain(nics.into_iter().filter_map(|n| n.static_nat)).collect();
+        carried.chain(nics.into_iter().flat_map(|n| n.static_nat.clone())).collect();
     own.sort();
     own.dedup();
     own
 }
 
-/// The first address of a NIC, IPv4 before IPv6.
-fn first_address(nic: &Interface) -> Option<IpAddr> {
-    nic.addresses.iter().map(|address| address.address()).min_by_key(IpAddr::is_ipv6)
-}
-
-/// Whether allocations have a port on LAN1 too: for inside peers, or because inside clients are
-/// told it.
-pub(super) fn has_inside_face(turn: &Turn, machine: &SiteBox) -> bool {
+/// Whether allocations of a family have a port on LAN1 too: for inside peers, or because inside
+/// clients are told it.
+pub(super) fn has_inside_face(turn: &Turn, machine: &SiteBox, v6: bool) -> bool {
     let inside = routed(&machine.lan1);
     let peers = turn.allow.iter().map(|subnet| subnet.net());
-    turn.inside_clients_are_told == Told::Lan1
-        || peers
-            .into_iter()
-            .any(|peer| inside.iter().any(|route| route.contains(&peer) || peer.contains(route)))
+    let mut peers = peers.filter(|peer| peer.addr().is_ipv6() == v6);
+    let wanted = turn.inside_clients_are_told == Told::Lan1
+        || peers.any(|peer| inside.iter().any(|net| net.contains(&peer) || peer.contains(net)));
+    wanted && machine.lan1.first_address(v6).is_some() && machine.lan2.first_address(v6).is_some()
+}
+
+/// The faces of allocations, IPv4 before IPv6: outside, inside.
+fn faces(turn: &Turn, machine: &SiteBox) -> (Vec<Face>, Vec<Face>) {
+    let (mut outside, mut inside) = (Vec::new(), Vec::new());
+    for v6 in [false, true] {
+        if let Some(local) = machine.lan2.first_address(v6) {
+            outside.push(Face { local, told: machine.lan2.told(v6).unwrap_or(local) });
+        }
+        if let Some(local) = machine.lan1.first_address(v6)
+            && has_inside_face(turn, machine, v6)
+        {
+            inside.push(Face { local, told: local });
+        }
+    }
+    (outside, inside)
 }
 
 fn relay(
@@ -281,46 +339,39 @@ fn relay(
     material: &Material<'_>,
 ) -> Result<Option<RelaySlice>, DeriveError> {
     let Some(turn) = &site.turn else { return Ok(None) };
-    let local = first_address(&machine.lan2)
-        .ok_or_else(|| DeriveError::Address(machine.name.to_string()))?;
-    let told = machine.lan2.told(local.is_ipv6()).unwrap_or(local);
-    let allow: Vec<IpNet> = turn.allow.iter().map(|subnet| subnet.net()).collect();
-    let inside_routes = routed(&machine.lan1);
-    let told_lan1 = turn.inside_clients_are_told == Told::Lan1;
-    let inside = match has_inside_face(turn, machine) {
-        true => first_address(&machine.lan1).map(|local| Face { local, told: local }),
-        false => None,
-    };
-    let mut listeners = Vec::new();
-    for name in &turn.listen {
-        for port in turn_ports(turn) {
-            for address in sockets(machine, &[*name], port) {
-                let inside = *name == InterfaceName::Lan1;
-                listeners.push(RelayListener { address, transport: Transport::Udp, inside });
-            }
-        }
+    let (outside, inside) = faces(turn, machine);
+    if outside.is_empty() {
+        return Err(DeriveError::Address(machine.name.to_string()));
     }
+    let inside_routes = routed(&machine.lan1);
     let mut users = Vec::new();
     for user in &turn.users {
         let password = material.password(&user.password)?;
         users.push(RelayUser { name: user.name.to_string(), password });
     }
+    let secrets = turn.rest_secret.iter().map(|name| material.password(name).map(RestSecret));
     Ok(Some(RelaySlice {
         realm: turn.realm.to_string(),
         users,
-        listeners,
+        rest_secrets: secrets.collect::<Result<_, _>>()?,
+        listeners: relay_listeners(site, machine),
+        inside_addresses: machine.lan1.addresses.iter().map(|own| own.address()).collect(),
         media_ports: (turn.media_ports.first(), turn.media_ports.last()),
-        outside: Face { local, told },
+        outside,
         inside,
-        inside_clients_are_told_lan1: told_lan1,
+        inside_clients_are_told_lan1: turn.inside_clients_are_told == Told::Lan1,
         outside_routes: routed(&machine.lan2)
             .into_iter()
             .filter(|net| inside_routes.iter().any(|inside| inside.contains(net)))
             .collect(),
         inside_routes,
-        allow,
+        allow: turn.allow.iter().map(|subnet| subnet.net()).collect(),
         allow_outside: turn.allow_outside.iter().map(|subnet| subnet.net()).collect(),
         own_addresses: own_addresses(machine),
+        tcp_relay: false,
+        mobility: false,
+        quotas: RelayQuotas::default(),
+        drain: None,
     }))
 }
 
@@ -329,7 +380,10 @@ fn proxy(
     machine: &SiteBox,
     material: &Material<'_>,
 ) -> Result<Option<ProxySlice>, DeriveError> {
-    let Some(proxy) = &site.proxy else { return Ok(None) };
+    let listeners = ProxyListeners::of(site, machine);
+    if listeners.tls.is_empty() && listeners.turn_tls.is_empty() {
+        return Ok(None);
+    }
     let mut certificates = Vec::new();
     for certificate in &site.certificates {
         let name = certificate.name.to_string();
@@ -343,7 +397,7 @@ fn proxy(
         certificates.push(Certificate { name, chain: material.file(&certificate.chain)?, key });
     }
     let mut guests = Vec::new();
-    for guest in &proxy.guests {
+    for guest in site.proxy.iter().flat_map(|proxy| &proxy.guests) {
         let upstream = &guest.upstream;
         guests.push(Guest {
             host: guest.url.host().to_string(),
@@ -361,14 +415,13 @@ fn proxy(
         });
     }
     Ok(Some(ProxySlice {
-        tls: sockets(machine, &proxy.listen, 443),
-        redirect: match proxy.redirect_http {
-            true => sockets(machine, &proxy.listen, 80),
-            false => Vec::new(),
-        },
+        tls: listeners.tls,
+        turn_tls: listeners.turn_tls,
+        turn_shared: listeners.turn_shared,
+        redirect: listeners.redirect,
         certificates,
         guests,
-        hsts: proxy.hsts,
+        hsts: site.proxy.as_ref().and_then(|proxy| proxy.hsts),
     }))
 }
 

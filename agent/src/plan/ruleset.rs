@@ -19,7 +19,7 @@ use bundle::site::{InterfaceName, Site, SiteBox};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::derive::{has_inside_face, own_addresses, routed, turn_ports};
+use super::derive::{has_inside_face, own_addresses, routed, udp_ports};
 
 const TABLE: &str = "postern";
 
@@ -166,11 +166,12 @@ fn untracked(site: &Site, machine: &SiteBox) -> Vec<(InterfaceName, Value)> {
     let mut nics = Vec::new();
     for nic in [InterfaceName::Lan1, InterfaceName::Lan2] {
         let mut ports = Vec::new();
-        if nic == InterfaceName::Lan2 || has_inside_face(turn, machine) {
+        let inside = || [false, true].iter().any(|v6| has_inside_face(turn, machine, *v6));
+        if nic == InterfaceName::Lan2 || inside() {
             ports.push(json!({"range": [turn.media_ports.first(), turn.media_ports.last()]}));
         }
         if turn.listen.contains(&nic) {
-            ports.extend(turn_ports(turn).into_iter().map(Value::from));
+            ports.extend(udp_ports(turn).into_iter().map(Value::from));
         }
         if !ports.is_empty() {
             nics.push((nic, set(ports)));

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use turn::{Config, ConfigError, Settings};
+use turn::{Config, ConfigError, Quotas, Settings};
 
 use crate::plan::{Face, RelaySlice, Transport};
 
@@ -14,13 +14,12 @@ use crate::plan::{Face, RelaySlice, Transport};
 pub(super) fn config(slice: &RelaySlice) -> Result<Config, ConfigError> {
     let (first, last) = slice.media_ports;
     let users = slice.users.iter().map(|user| (user.name.clone(), user.password.clone()));
-    let inside = slice.listeners.iter().filter(|listener| listener.inside);
     Config::new(Settings {
         realm: slice.realm.clone(),
         users: users.collect(),
-        inside_listeners: inside.map(|listener| listener.address.ip()).collect(),
+        inside_listeners: slice.inside_addresses.clone(),
         media_ports: Some(first..=last),
-        outside: vec![face(&slice.outside)],
+        outside: slice.outside.iter().map(face).collect(),
         inside: slice.inside.iter().map(face).collect(),
         inside_clients_are_told_inside: slice.inside_clients_are_told_lan1,
         inside_routes: slice.inside_routes.clone(),
@@ -28,6 +27,12 @@ pub(super) fn config(slice: &RelaySlice) -> Result<Config, ConfigError> {
         allow: slice.allow.clone(),
         allow_outside: slice.allow_outside.clone(),
         own_addresses: slice.own_addresses.clone(),
+        quotas: Quotas {
+            total: slice.quotas.total,
+            per_user: slice.quotas.per_user,
+            per_source: slice.quotas.per_source,
+            per_allocation: slice.quotas.per_allocation,
+        },
         ..Settings::default()
     })
 }

@@ -26,7 +26,8 @@ use super::shard::{Handle, Shard};
 use crate::ipc::{self, Channel};
 use crate::message::{AGENT_SOCKET, NetReply, NetRequest, SliceReply, SliceRequest};
 use crate::plan::{
-    Face, Generation, ListenerPlan, RelayListener, RelaySlice, RelayUser, Service, Transport,
+    Face, Generation, ListenerPlan, RelayListener, RelayQuotas, RelaySlice, RelayUser, Service,
+    Transport,
 };
 
 const NAT: &str = "203.0.113.156";
@@ -123,16 +124,22 @@ fn slice() -> RelaySlice {
     RelaySlice {
         realm: "turnuser".into(),
         users: vec![RelayUser { name: "turnuser".into(), password: "correct horse".into() }],
+        rest_secrets: Vec::new(),
         listeners: vec![listener("198.51.100.168:3478", true), listener("192.0.2.61:3478", false)],
+        inside_addresses: vec!["198.51.100.168".parse().unwrap()],
         media_ports: (24000, 24999),
-        outside: face("192.0.2.61", NAT),
-        inside: Some(face("198.51.100.168", "198.51.100.168")),
+        outside: vec![face("192.0.2.61", NAT)],
+        inside: vec![face("198.51.100.168", "198.51.100.168")],
         inside_clients_are_told_lan1: false,
         inside_routes: vec!["198.51.100.0/24".parse().unwrap()],
         outside_routes: Vec::new(),
         allow: vec!["198.51.100.180/32".parse().unwrap()],
         allow_outside: Vec::new(),
         own_addresses: ["192.0.2.61", "198.51.100.168", NAT].map(|ip| ip.parse().unwrap()).into(),
+        tcp_relay: false,
+        mobility: false,
+        quotas: RelayQuotas::default(),
+        drain: None,
     }
 }
 

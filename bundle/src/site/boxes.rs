@@ -106,8 +106,9 @@ pub struct Interface {
     pub addresses: Vec<InterfaceAddress>,
     /// Default gateways, at most one for each address family.
     pub gateways: Vec<IpAddr>,
-    /// The address that a firewall maps 1:1 onto it; no NIC carries it.
-    pub static_nat: Option<IpAddr>,
+    /// The addresses that a firewall maps 1:1 onto it, at most one for each address family; no
+    /// NIC carries them.
+    pub static_nat: Vec<IpAddr>,
     /// MTU in bytes.
     pub mtu: Option<Mtu>,
     /// Further routes.
@@ -125,8 +126,15 @@ impl Interface {
     /// The address that others know it by in a family: static NAT, else its first one.
     #[must_use]
     pub fn told(&self, v6: bool) -> Option<IpAddr> {
+        let of_family = |address: &IpAddr| address.is_ipv6() == v6;
+        self.static_nat.iter().copied().find(of_family).or_else(|| self.first_address(v6))
+    }
+
+    /// Its first address of a family.
+    #[must_use]
+    pub fn first_address(&self, v6: bool) -> Option<IpAddr> {
         let own = self.addresses.iter().map(|own| own.address());
-        self.static_nat.into_iter().chain(own).find(|address| address.is_ipv6() == v6)
+        own.into_iter().find(|address| address.is_ipv6() == v6)
     }
 }
 
@@ -326,7 +334,7 @@ fn read_interface(reader: &mut Reader, parent: &Table<'_>, name: &str) -> Interf
         hardware: InterfaceMatch::Mac(MacAddress::stand_in()),
         addresses: Vec::new(),
         gateways: Vec::new(),
-        static_nat: None,
+        static_nat: Vec::new(),
         mtu: None,
         routes: Vec::new(),
     };
@@ -348,7 +356,7 @@ fn read_interface(reader: &mut Reader, parent: &Table<'_>, name: &str) -> Interf
         hardware: read_interface_match(reader, &table),
         addresses: reader.need_scalars(&table, "address"),
         gateways: reader.may_scalars(&table, "gateway"),
-        static_nat: reader.may_scalar(&table, "static-nat"),
+        static_nat: reader.may_scalars(&table, "static-nat"),
         mtu: reader.may_scalar(&table, "mtu"),
         routes,
     }

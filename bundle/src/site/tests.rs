@@ -14,7 +14,7 @@ fn the_reference_site_is_taken_without_a_warning() {
     assert_eq!(site.serial.get(), 7);
     let edge = site.machine("vcse").unwrap();
     assert_eq!(edge.fqdn(), "vcse.octavio.com");
-    assert_eq!(edge.lan2.static_nat, Some("10.88.246.156".parse().unwrap()));
+    assert_eq!(edge.lan2.static_nat, ["10.88.246.156".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(site.files(), ["certs/inside-ca.pem", "certs/vcse.pem"].map(String::from).into());
     assert_eq!(
         site.secrets_of("vcse"),

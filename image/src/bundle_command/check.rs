@@ -97,12 +97,13 @@ fn summary(site: &Site, name: &str, warnings: usize, judged: bool) -> String {
     }
     text.push_str(&format!("\n  site {}, serial {}", site.name, site.serial.get()));
     for machine in site.boxes.values() {
-        let nat = machine.lan2.static_nat.map_or_else(String::new, |nat| format!(" as {nat}"));
+        let nats: Vec<String> = machine.lan2.static_nat.iter().map(ToString::to_string).collect();
         let nic = |nic: &bundle::site::Interface| {
             nic.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         };
+        let told = if nats.is_empty() { String::new() } else { format!(" as {}", nats.join(", ")) };
         text.push_str(&format!(
-            "\n  box {}: {}, lan1 {}, lan2 {}{nat}",
+            "\n  box {}: {}, lan1 {}, lan2 {}{told}",
             machine.name,
             machine.fqdn(),
             nic(&machine.lan1),

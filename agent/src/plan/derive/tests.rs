@@ -104,6 +104,6 @@ fn without_inside_peers_the_relay_has_one_face() {
     let relay =
         octavio(|text| text.replace("allow: [172.16.85.180/32]", "allow: []")).relay.unwrap();
 
-    assert_eq!(relay.inside, None);
-    assert_eq!(relay.outside.told, "10.88.246.156".parse::<IpAddr>().unwrap());
+    assert_eq!(relay.inside, []);
+    assert_eq!(relay.outside[0].told, "10.88.246.156".parse::<IpAddr>().unwrap());
 }

@@ -169,6 +169,8 @@ impl Setting {
         let bridge = Bridge::start(&authority, UPSTREAM).await;
         let slice = ProxySlice {
             tls: vec![free_address()],
+            turn_tls: Vec::new(),
+            turn_shared: false,
             redirect: vec![free_address()],
             certificates: vec![authority.certificate("box", &[GUEST, "box.example.org"])],
             guests: vec![Guest {

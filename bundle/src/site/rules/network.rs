@@ -169,19 +169,29 @@ fn link_local(address: IpAddr) -> bool {
 }
 
 fn static_nat(breaches: &mut Breaches<'_>, machine: &SiteBox, name: InterfaceName) {
-    let Some(nat) = machine.interface(name).static_nat else { return };
-    let here = path(machine, name, "static-nat");
-    let addresses = path(machine, name, "address");
-    if name == InterfaceName::Lan1 {
-        let help = "move `static-nat` to lan2: it is the address that guests reach";
-        breaches.error(&here, &[], "a static NAT address in front of LAN1", help);
-        return;
+    let nats = &machine.interface(name).static_nat;
+    for (index, nat) in nats.iter().enumerate() {
+        let here = path(machine, name, &format!("static-nat.{index}"));
+        let same = |other: &IpAddr| other.is_ipv6() == nat.is_ipv6();
+        if name == InterfaceName::Lan1 {
+            let help = "move `static-nat` to lan2: it is the address that guests reach";
+            breaches.error(&here, &[], "a static NAT address in front of LAN1", help);
+        } else if nats.iter().take(index).any(same) {
+            let help = "name one IPv4 and at most one IPv6 address";
+            breaches.error(&here, &[], "a second static NAT address of one family", help);
+        } else {
+            outside_nat(breaches, machine, *nat, &here);
+        }
     }
-    if !machine.lan2.addresses.iter().any(|own| own.address().is_ipv6() == nat.is_ipv6()) {
+}
+
+/// A static NAT address of LAN2 is nowhere but in front of LAN2.
+fn outside_nat(breaches: &mut Breaches<'_>, machine: &SiteBox, nat: IpAddr, here: &str) {
+    if machine.lan2.first_address(nat.is_ipv6()).is_none() {
         let help = "static NAT maps between addresses of one family";
         breaches.error(
-            &here,
-            &[&addresses],
+            here,
+            &[&path(machine, InterfaceName::Lan2, "address")],
             format!("LAN2 has no address of {nat}'s family"),
             help,
         );
@@ -192,13 +202,13 @@ fn static_nat(breaches: &mut Breaches<'_>, machine: &SiteBox, name: InterfaceNam
         if let Some(own) = nic.addresses.iter().find(|own| own.address() == nat) {
             let message = format!("the static NAT address {nat} is {other}'s own ({own})");
             let help = "write the public address that the firewall maps onto LAN2, or remove the key when there is no NAT";
-            breaches.error(&here, &[&cited], message, help);
+            breaches.error(here, &[&cited], message, help);
         } else if on_link(nic, nat) {
             let message =
                 format!("the static NAT address {nat} lies in {other}'s subnet ({})", subnets(nic));
             let help =
                 "it belongs to the firewall's other side; no NIC of the box is in its subnet";
-            breaches.error(&here, &[&cited], message, help);
+            breaches.error(here, &[&cited], message, help);
         }
     }
     for (index, route) in machine.lan1.routes.iter().enumerate() {
@@ -207,7 +217,7 @@ fn static_nat(breaches: &mut Breaches<'_>, machine: &SiteBox, name: InterfaceNam
             let message =
                 format!("LAN1's route to {} leads the static NAT address {nat} inside", route.to);
             breaches.error(
-                &here,
+                here,
                 &[&cited],
                 message,
                 "narrow that route: the NAT address is outside",

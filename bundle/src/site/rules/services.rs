@@ -117,7 +117,9 @@ pub(super) fn judge_turn(breaches: &mut Breaches<'_>, machine: &SiteBox) {
                 message,
                 "name the media servers alone; relays of the box are always allowed",
             );
-        } else if let Some(nat) = machine.lan2.static_nat.filter(|nat| peer.net().contains(nat)) {
+        } else if let Some(nat) =
+            machine.lan2.static_nat.iter().find(|nat| peer.net().contains(*nat))
+        {
             let message = format!("{peer} holds the static NAT address {nat}");
             breaches.error(
                 &here,
@@ -193,7 +195,7 @@ pub(super) fn judge_proxy(breaches: &mut Breaches<'_>, machine: &SiteBox) {
             let own = nics_of_box
                 .iter()
                 .any(|nic| nic.addresses.iter().any(|own| own.address() == *address));
-            if own || machine.lan2.static_nat == Some(*address) {
+            if own || machine.lan2.static_nat.contains(address) {
                 let message = format!("the upstream {address} is the box itself");
                 breaches.error(
                     &here,
