@@ -18,6 +18,7 @@ mod rules;
 mod services;
 mod subnet;
 mod tree;
+mod turn;
 mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,12 +31,10 @@ pub use boxes::{
 };
 pub use contents::check;
 pub use fault::{Fault, Place, Severity};
-pub use services::{
-    Affinity, Guest, KeySource, Proxy, SiteCertificate, Told, Turn, TurnUser, Upstream,
-    UpstreamHost,
-};
+pub use services::{Affinity, Guest, KeySource, Proxy, SiteCertificate, Upstream, UpstreamHost};
 pub use subnet::{HttpsUrl, InterfaceAddress, Subnet, TimeServer};
 pub use tree::MAX_BYTES;
+pub use turn::{AlternateServer, Bandwidth, Quota, Told, Turn, TurnDrain, TurnQuotas, TurnUser};
 pub use value::{
     DomainName, FilePath, HttpPath, MacAddress, Name, PciPath, PortRange, Realm, Serial,
     SerialNumber, UserName, Uuid,
@@ -220,8 +219,8 @@ impl Site {
                 let path = format!("turn.users.{index}.password");
                 secrets.push((path, &user.password, SecretKind::TurnPassword));
             }
-            if let Some(name) = &turn.rest_secret {
-                secrets.push(("turn.rest-secret".to_owned(), name, SecretKind::TurnRest));
+            for (index, name) in turn.rest_secrets.iter().enumerate() {
+                secrets.push((format!("turn.rest-secret.{index}"), name, SecretKind::TurnRest));
             }
         }
         secrets
@@ -260,7 +259,7 @@ impl Site {
                 Some(node) => services::read_certificates(reader, "certificates", node),
                 None => Vec::new(),
             },
-            turn: table.get("turn").map(|node| services::read_turn(reader, "turn", node)),
+            turn: table.get("turn").map(|node| turn::read_turn(reader, "turn", node)),
             proxy: table.get("proxy").map(|node| services::read_proxy(reader, "proxy", node)),
             warnings: Vec::new(),
             sheet: Sheet::default(),

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use bundle::site::{
-    ConfirmMode, Interface, InterfaceMatch, InterfaceName, KeySource, Site, SiteBox, Told, Turn,
+    Bandwidth, ConfirmMode, Interface, InterfaceMatch, InterfaceName, KeySource, Quota, Site,
+    SiteBox, Told, Turn, TurnQuotas,
 };
 use ipnet::IpNet;
 
 use super::{
-    Certificate, Face, Guest, HostPlan, LinkDns, LinkPlan, LinkSelector, ListenerPlan, NetPlan,
-    ProxySlice, RelayListener, RelayQuotas, RelaySlice, RelayUser, RestSecret, RoutePlan, Service,
-    Transport, Upstream, ruleset, sysctls,
+    Certificate, Drain, Face, Guest, HostPlan, LinkDns, LinkPlan, LinkSelector, ListenerPlan,
+    NetPlan, ProxySlice, RelayListener, RelayQuotas, RelaySlice, RelayUser, RestSecret, RoutePlan,
+    Service, Transport, Upstream, ruleset, sysctls,
 };
 
 /// What the planner needs to know and the site file does not say.
@@ -349,7 +350,7 @@ fn relay(
         let password = material.password(&user.password)?;
         users.push(RelayUser { name: user.name.to_string(), password });
     }
-    let secrets = turn.rest_secret.iter().map(|name| material.password(name).map(RestSecret));
+    let secrets = turn.rest_secrets.iter().map(|name| material.password(name).map(RestSecret));
     Ok(Some(RelaySlice {
         realm: turn.realm.to_string(),
         users,
@@ -368,11 +369,34 @@ fn relay(
         allow: turn.allow.iter().map(|subnet| subnet.net()).collect(),
         allow_outside: turn.allow_outside.iter().map(|subnet| subnet.net()).collect(),
         own_addresses: own_addresses(machine),
-        tcp_relay: false,
-        mobility: false,
-        quotas: RelayQuotas::default(),
-        drain: None,
+        tcp_relay: turn.tcp_relay,
+        mobility: turn.mobility,
+        quotas: quotas(&turn.quotas),
+        drain: turn.drain.as_ref().filter(|drain| drain.covers(&machine.name)).map(|drain| Drain {
+            alternate: drain
+                .alternate_servers
+                .iter()
+                .map(|server| {
+                    SocketAddr::new(server.address, server.port.unwrap_or(turn.port).get())
+                })
+                .collect(),
+        }),
     }))
+}
+
+fn quotas(site: &TurnQuotas) -> RelayQuotas {
+    let usual = RelayQuotas::default();
+    let count = |quota: Option<Quota>, usual: usize| {
+        quota.and_then(|quota| usize::try_from(quota.get()).ok()).unwrap_or(usual)
+    };
+    RelayQuotas {
+        total: count(site.total, usual.total),
+        per_user: count(site.per_user, usual.per_user),
+        per_source: count(site.per_source, usual.per_source),
+        per_allocation: count(site.per_allocation, usual.per_allocation),
+        allocation_bytes_per_second: site.allocation_bandwidth.map(Bandwidth::bytes_per_second),
+        total_bytes_per_second: site.total_bandwidth.map(Bandwidth::bytes_per_second),
+    }
 }
 
 fn proxy(

@@ -9,19 +9,22 @@
 //! 2. A packet is taken only at the NIC that carries its destination (Linux would take it at any).
 //! 3. No packet from outside has an inside source or one of our own addresses.
 //! 4. TURN's datagrams are never tracked: a table of connections is a limit that media must not
-//!    meet. Their ICMP errors are therefore taken by rule.
+//!    meet. Their ICMP errors are therefore taken by rule. TURN's TCP connections are tracked, as
+//!    all of TCP is: what is not the first segment of one to an open port belongs to one.
 //!
 //! NICs are named `@lan1` and `@lan2`; `postern-net` puts the kernel's names in.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use bundle::site::{InterfaceName, Site, SiteBox};
+use bundle::site::{InterfaceName, Site, SiteBox, Turn};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::derive::{has_inside_face, own_addresses, routed, udp_ports};
 
 const TABLE: &str = "postern";
+const NICS: [InterfaceName; 2] = [InterfaceName::Lan1, InterfaceName::Lan2];
 
 /// The whole ruleset of a box.
 pub(super) fn ruleset(site: &Site, machine: &SiteBox) -> Value {
@@ -53,7 +56,7 @@ fn prerouting(site: &Site, machine: &SiteBox) -> Vec<Value> {
             }
         }
     }
-    for nic in [InterfaceName::Lan1, InterfaceName::Lan2] {
+    for nic in NICS {
         let carried = machine.interface(nic).addresses.iter().map(|own| own.address().into());
         let carried: Vec<IpNet> = carried.chain(neighbour_discovery()).collect();
         for family in FAMILIES {
@@ -114,16 +117,12 @@ fn input(site: &Site, machine: &SiteBox) -> Vec<Value> {
     for (nic, ports) in untracked(site, machine) {
         accept(vec![arrives(nic), is("==", payload("udp", "dport"), ports)]);
     }
-    if let Some(proxy) = &site.proxy {
-        for nic in &proxy.listen {
-            let ports = match proxy.redirect_http {
-                true => set(vec![80.into(), 443.into()]),
-                false => 443.into(),
-            };
-            accept(new_connection(*nic, ports));
+    for nic in NICS {
+        let ports = connected(site, machine, nic);
+        if !ports.is_empty() {
+            accept(new_connection(nic, set(ports)));
         }
     }
-    accept(new_connection(machine.admin.interface, machine.admin.port.get().into()));
     commands.push(rule(CHAIN, vec![counter(), discard()]));
     commands
 }
@@ -160,15 +159,53 @@ fn request_ports(machine: &SiteBox) -> Vec<Value> {
     commands
 }
 
+/// TCP ports of a NIC that take connections: pages, TURN, the administration and, where there are
+/// TCP allocations, their peers (RFC 6062 section 5.3).
+fn connected(site: &Site, machine: &SiteBox, nic: InterfaceName) -> Vec<Value> {
+    let mut single = BTreeSet::new();
+    let mut ports = Vec::new();
+    if let Some(proxy) = site.proxy.as_ref().filter(|proxy| proxy.listen.contains(&nic)) {
+        single.insert(443);
+        if proxy.redirect_http {
+            single.insert(80);
+        }
+    }
+    if let Some(turn) = &site.turn {
+        if turn.listen.contains(&nic) {
+            single.insert(turn.port.get());
+            single.extend(turn.tls_ports.iter().map(|port| port.get()));
+        }
+        if turn.tcp_relay && has_face(turn, machine, nic) {
+            ports.push(media_ports(turn));
+        }
+    }
+    if machine.admin.interface == nic {
+        single.insert(machine.admin.port.get());
+    }
+    ports.extend(single.into_iter().map(Value::from));
+    ports
+}
+
+/// Whether allocations have a port on a NIC.
+fn has_face(turn: &Turn, machine: &SiteBox, nic: InterfaceName) -> bool {
+    match nic {
+        InterfaceName::Lan2 => true,
+        InterfaceName::Lan1 => [false, true].iter().any(|v6| has_inside_face(turn, machine, *v6)),
+    }
+}
+
+fn media_ports(turn: &Turn) -> Value {
+    json!({"range": [turn.media_ports.first(), turn.media_ports.last()]})
+}
+
 /// UDP ports of TURN on each NIC that has any: its listeners and the ports of allocations.
 fn untracked(site: &Site, machine: &SiteBox) -> Vec<(InterfaceName, Value)> {
     let Some(turn) = &site.turn else { return Vec::new() };
     let mut nics = Vec::new();
-    for nic in [InterfaceName::Lan1, InterfaceName::Lan2] {
+    for nic in NICS {
         let mut ports = Vec::new();
-        let inside = || [false, true].iter().any(|v6| has_inside_face(turn, machine, *v6));
-        if nic == InterfaceName::Lan2 || inside() {
-            ports.push(json!({"range": [turn.media_ports.first(), turn.media_ports.last()]}));
+        if has_face(turn, machine, nic) {
+            ports.push(media_ports(turn));
         }
         if turn.listen.contains(&nic) {
             ports.extend(udp_ports(turn).into_iter().map(Value::from));

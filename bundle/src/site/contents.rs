@@ -88,7 +88,8 @@ fn read_chains(
     chains
 }
 
-/// Every name that a client opens is carried by some certificate.
+/// Every name that a client opens is carried by some certificate, and the name of a box by the
+/// first: that is what a TURN client is shown that names no server.
 fn names(findings: &mut Findings<'_>, chains: &[Option<Chain>]) {
     let site = findings.site;
     // A chain that cannot be read might carry the name; its own fault is enough.
@@ -115,6 +116,17 @@ fn names(findings: &mut Findings<'_>, chains: &[Option<Chain>]) {
             let message = format!("no certificate carries the box's name `{}`", machine.fqdn());
             let help = format!("have it issued with this name too; the certificates carry {list}");
             findings.error(&format!("boxes.{}.host-name", machine.name), message, help);
+        } else if site.turn.iter().any(|turn| !turn.tls_ports.is_empty())
+            && let (Some(first), Some(Some(chain))) = (site.certificates.first(), chains.first())
+            && !chain.names.iter().any(|name| certificate::covers(name, &machine.fqdn()))
+        {
+            let message = format!(
+                "TURN clients that name no server are shown `{}`, which does not carry `{}`",
+                first.name,
+                machine.fqdn()
+            );
+            let help = "put the certificate with the box's name first, or have this one carry it";
+            findings.error(&format!("certificates.{}", first.name), message, help);
         }
     }
 }

@@ -194,6 +194,21 @@ impl Reader {
         read
     }
 
+    /// Reads the items of a list of tables; a single table counts as a list of one.
+    pub(crate) fn list_or_one<T>(
+        &mut self,
+        path: &str,
+        node: &Node,
+        mut item: impl FnMut(&mut Self, &str, &Node) -> T,
+    ) -> Vec<T> {
+        if !matches!(node.value, Value::Map(_)) {
+            return self.list(path, node, item);
+        }
+        let below = join(path, "0");
+        self.sheet.places.insert(below.clone(), self.sheet.place(path));
+        vec![item(self, &below, node)]
+    }
+
     /// Reads one scalar.
     pub(crate) fn scalar<T: FromScalar>(&mut self, path: &str, node: &Node) -> T {
         let Value::Scalar { text, .. } = &node.value else {

@@ -4,8 +4,10 @@
 //! there is a stand-in and the rule stays silent: one mistake, one fault.
 
 mod network;
+mod ports;
 mod secrets;
 mod services;
+mod turn;
 
 use super::boxes::{HardwareMatch, SiteBox};
 use super::fault::{Complaint, Fault, Severity};
@@ -20,10 +22,11 @@ pub(crate) fn judge(site: &Site) -> Vec<Fault> {
         network::judge(&mut breaches, machine);
         network::judge_names(&mut breaches, machine);
         services::judge_admin(&mut breaches, machine);
-        services::judge_turn(&mut breaches, machine);
+        turn::judge_box(&mut breaches, machine);
         services::judge_proxy(&mut breaches, machine);
     }
     services::judge_site(&mut breaches);
+    turn::judge_site(&mut breaches);
     secrets::judge(&mut breaches);
     breaches.faults
 }

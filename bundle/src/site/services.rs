@@ -1,15 +1,14 @@
-//! What the boxes of a site serve: certificates, the TURN relay and the web proxy.
+//! What the boxes of a site serve beside the TURN relay: certificates and the web proxy.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::time::Duration;
 
-use super::boxes::{InterfaceName, read_secret, secret_name};
+use super::boxes::{InterfaceName, secret_name};
 use super::fault::Complaint;
 use super::reader::{FromScalar, Reader, Table, join, unknown};
-use super::subnet::{HttpsUrl, Subnet};
+use super::subnet::HttpsUrl;
 use super::tree::{Node, Value};
-use super::value::{FilePath, HttpPath, Name, PortRange, Realm, UserName};
+use super::value::{FilePath, HttpPath, Name};
 
 /// A certificate chain with its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,53 +29,6 @@ pub enum KeySource {
     Secret(Name),
     /// It was made on the box and never leaves it.
     OnBox,
-}
-
-/// The TURN relay.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Turn {
-    /// Realm of the long-term credentials.
-    pub realm: Realm,
-    /// NICs that it listens on.
-    pub listen: Vec<InterfaceName>,
-    /// Port for UDP and TCP.
-    pub port: NonZeroU16,
-    /// Ports for TLS.
-    pub tls_ports: Vec<NonZeroU16>,
-    /// Whether UDP 443 is served too.
-    pub udp_443: bool,
-    /// Ports of allocations.
-    pub media_ports: PortRange,
-    /// Long-term users.
-    pub users: Vec<TurnUser>,
-    /// Name of the secret of time-limited credentials.
-    pub rest_secret: Option<Name>,
-    /// Declared media servers.
-    pub allow: Vec<Subnet>,
-    /// Further outside peers that clients on an inside listener may reach.
-    pub allow_outside: Vec<Subnet>,
-    /// What inside clients are told as their relayed address.
-    pub inside_clients_are_told: Told,
-}
-
-/// A TURN user.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct TurnUser {
-    /// User name.
-    pub name: UserName,
-    /// Name of the secret that holds the password.
-    pub password: Name,
-}
-
-/// Which face of an allocation inside clients are told.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Told {
-    /// The static NAT address, as everybody.
-    Nat,
-    /// LAN1's address.
-    Lan1,
 }
 
 /// The web proxy.
@@ -139,20 +91,6 @@ pub enum UpstreamHost {
     Upstream,
 }
 
-impl FromScalar for Told {
-    fn from_scalar(text: &str) -> Result<Self, Complaint> {
-        match text {
-            "nat" => Ok(Self::Nat),
-            "lan1" => Ok(Self::Lan1),
-            _ => Err(unknown("face", text, ["nat", "lan1"].into_iter())),
-        }
-    }
-
-    fn stand_in() -> Self {
-        Self::Nat
-    }
-}
-
 impl FromScalar for Affinity {
     fn from_scalar(text: &str) -> Result<Self, Complaint> {
         match text {
@@ -208,61 +146,6 @@ fn read_key(reader: &mut Reader, table: &Table<'_>) -> KeySource {
     }
     KeySource::Secret(secret_name(reader, &table.at("key"), node))
 }
-
-/// Reads `turn`.
-pub(crate) fn read_turn(reader: &mut Reader, path: &str, node: &Node) -> Turn {
-    let known = [
-        "realm",
-        "listen",
-        "port",
-        "tls-ports",
-        "udp-443",
-        "media-ports",
-        "users",
-        "rest-secret",
-        "peers",
-        "inside-clients-are-told",
-    ];
-    let table = reader.table(path, node, &known);
-    let users = match table.get("users") {
-        Some(node) => {
-            reader.not_empty(&table, "users", node);
-            reader.list(&table.at("users"), node, |reader, path, node| {
-                let table = reader.table(path, node, &["name", "password"]);
-                TurnUser {
-                    name: reader.need_scalar(&table, "name"),
-                    password: read_secret(reader, &table, "password"),
-                }
-            })
-        }
-        None => Vec::new(),
-    };
-    let (allow, allow_outside) = match table.get("peers") {
-        Some(node) => {
-            let peers = reader.table(&table.at("peers"), node, &["allow", "allow-outside"]);
-            (reader.may_scalars(&peers, "allow"), reader.may_scalars(&peers, "allow-outside"))
-        }
-        None => (Vec::new(), Vec::new()),
-    };
-    Turn {
-        realm: reader.need_scalar(&table, "realm"),
-        listen: reader.need_scalars(&table, "listen"),
-        port: reader.may_scalar(&table, "port").unwrap_or(TURN_PORT),
-        tls_ports: reader.may_scalars(&table, "tls-ports"),
-        udp_443: reader.may_scalar(&table, "udp-443").unwrap_or(false),
-        media_ports: reader.need_scalar(&table, "media-ports"),
-        users,
-        rest_secret: table.get("rest-secret").map(|_| read_secret(reader, &table, "rest-secret")),
-        allow,
-        allow_outside,
-        inside_clients_are_told: reader
-            .may_scalar(&table, "inside-clients-are-told")
-            .unwrap_or(Told::Nat),
-    }
-}
-
-/// TURN's port (RFC 8656 section 3.1 and RFC 8489 section 8.1).
-const TURN_PORT: NonZeroU16 = NonZeroU16::new(3478).expect("3478 is not zero");
 
 /// Reads `proxy`.
 pub(crate) fn read_proxy(reader: &mut Reader, path: &str, node: &Node) -> Proxy {

@@ -358,7 +358,8 @@ impl FromScalar for Serial {
     }
 }
 
-fn whole(text: &str) -> Option<u64> {
+/// A whole number without sign or leading zero.
+pub(crate) fn whole(text: &str) -> Option<u64> {
     let fine = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     // 010 is eight to some readers and ten to others.
     (fine && (text == "0" || !text.starts_with('0'))).then(|| text.parse().ok())?

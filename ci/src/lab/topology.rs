@@ -190,9 +190,10 @@ fn firewall_rules() -> String {
            }}
            chain forward {{ type filter hook forward priority 0; policy drop;
              ct state established,related accept
-             iifname outside oifname dmz tcp dport {{ 80, 443, 3478, 5349 }} accept
+             iifname outside oifname dmz tcp dport {{ 80, 443, 3478, 5349, 24000-29999 }} accept
              iifname outside oifname dmz udp dport {{ 443, 3478, 24000-29999 }} accept
              iifname dmz oifname outside udp sport 24000-29999 accept
+             iifname dmz oifname outside tcp sport 24000-29999 accept
              iifname dmz oifname outside udp dport {{ 53, 123 }} accept
              iifname dmz oifname outside tcp dport 53 accept
              meta l4proto icmp accept

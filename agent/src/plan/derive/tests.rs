@@ -107,3 +107,144 @@ fn without_inside_peers_the_relay_has_one_face() {
     assert_eq!(relay.inside, []);
     assert_eq!(relay.outside[0].told, "10.88.246.156".parse::<IpAddr>().unwrap());
 }
+
+fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn port_443_is_shared_where_guests_and_turn_meet_and_turns_alone_elsewhere() {
+    let proxy = octavio(|text| text).proxy.unwrap();
+
+    assert!(proxy.turn_shared);
+    assert_eq!(proxy.tls, addresses(&["192.168.245.61:443"]));
+    assert_eq!(
+        proxy.turn_tls,
+        addresses(&["172.16.85.168:443", "172.16.85.168:5349", "192.168.245.61:5349"])
+    );
+}
+
+#[test]
+fn turn_over_tls_is_served_without_a_web_proxy_too() {
+    let proxy = octavio(|text| {
+        let (before, _) = text.split_once("\nproxy:").unwrap();
+        before.replace("require: [upstream]", "require: []")
+    });
+    let (net, proxy) = (proxy.net, proxy.proxy.unwrap());
+
+    assert!(!proxy.turn_shared && proxy.guests.is_empty() && proxy.redirect.is_empty());
+    assert_eq!(proxy.tls, []);
+    assert_eq!(proxy.turn_tls.len(), 4);
+    assert_eq!(proxy.certificates[0].name, "vcse");
+    let held: Vec<SocketAddr> = net
+        .listeners
+        .iter()
+        .filter(|listener| listener.owner == Service::Proxy)
+        .map(|listener| listener.address)
+        .collect();
+    assert_eq!(held, proxy.turn_tls);
+}
+
+#[test]
+fn postern_net_holds_every_tcp_listener_of_the_proxy_and_what_is_privileged() {
+    let held = octavio(|text| text).net.listeners;
+
+    let of = |owner, transport| -> Vec<SocketAddr> {
+        let of = held.iter().filter(|it| it.owner == owner && it.transport == transport);
+        of.map(|listener| listener.address).collect()
+    };
+    assert_eq!(
+        of(Service::Proxy, Transport::Tcp),
+        addresses(&[
+            "192.168.245.61:443",
+            "192.168.245.61:80",
+            "172.16.85.168:443",
+            "172.16.85.168:5349",
+            "192.168.245.61:5349",
+        ])
+    );
+    assert_eq!(
+        of(Service::Relay, Transport::Udp),
+        addresses(&["172.16.85.168:443", "192.168.245.61:443"])
+    );
+    assert_eq!(held.len(), 7);
+}
+
+#[test]
+fn each_family_has_faces_and_a_static_nat_address_of_its_own() {
+    let relay = octavio(|text| {
+        text.replace("[172.16.85.168/24]", "[172.16.85.168/24, 2001:db8:1::168/64]")
+            .replace("[192.168.245.61/24]", "[2001:db8:2::61/64, 192.168.245.61/24]")
+            .replace("gateway: 192.168.245.1", "gateway: [192.168.245.1, 2001:db8:2::1]")
+            .replace("static-nat: 10.88.246.156", "static-nat: [10.88.246.156, 2001:db8:3::156]")
+            .replace("allow: [172.16.85.180/32]", "allow: [2001:db8:1::180/128]")
+    })
+    .relay
+    .unwrap();
+
+    let face = |local: &str, told: &str| Face {
+        local: local.parse().unwrap(),
+        told: told.parse().unwrap(),
+    };
+    assert_eq!(
+        relay.outside,
+        [face("192.168.245.61", "10.88.246.156"), face("2001:db8:2::61", "2001:db8:3::156")]
+    );
+    assert_eq!(relay.inside, [face("2001:db8:1::168", "2001:db8:1::168")]);
+    assert_eq!(relay.inside_addresses.len(), 2);
+    assert!(relay.own_addresses.contains(&"2001:db8:3::156".parse().unwrap()));
+}
+
+#[test]
+fn quotas_secrets_and_draining_reach_the_relay() {
+    let change = |text: String| {
+        text.replace(
+            "  udp-443: true",
+            "  udp-443: true\n  tcp-relay: true\n  mobility: true\n  \
+             rest-secret: [{ secret: rest-old }, { secret: rest-new }]\n  \
+             quotas: { total: 500, per-source: 20, allocation-bandwidth: 20Mbit/s }\n  \
+             drain: { alternate-server: [198.51.100.7, \"[2001:db8::7]:3479\"] }",
+        )
+    };
+    let site = parse(&change(OCTAVIO.to_owned()));
+    let mut secrets = secrets();
+    for name in ["rest-old", "rest-new"] {
+        secrets.insert(name.to_owned(), format!("{name} of this test\n").into_bytes());
+    }
+
+    let relay = derive(&site, "vcse", &files(), &secrets, &Facts::default()).unwrap().relay;
+
+    let relay = relay.unwrap();
+    assert!(relay.tcp_relay && relay.mobility);
+    assert_eq!(
+        relay.rest_secrets,
+        ["rest-old of this test", "rest-new of this test"].map(|text| RestSecret(text.to_owned()))
+    );
+    assert_eq!(
+        relay.quotas,
+        RelayQuotas {
+            total: 500,
+            per_source: 20,
+            allocation_bytes_per_second: Some(2_500_000),
+            ..RelayQuotas::default()
+        }
+    );
+    let alternate = addresses(&["198.51.100.7:3478", "[2001:db8::7]:3479"]);
+    assert_eq!(relay.drain, Some(Drain { alternate }));
+}
+
+#[test]
+fn only_the_named_boxes_drain() {
+    let drains = |boxes: &str| {
+        octavio(|text| {
+            text.replace("  udp-443: true", &format!("  udp-443: true\n  drain: {boxes}"))
+        })
+        .relay
+        .unwrap()
+        .drain
+    };
+
+    assert_eq!(drains("true"), Some(Drain { alternate: Vec::new() }));
+    assert_eq!(drains("{ boxes: [vcse] }"), Some(Drain { alternate: Vec::new() }));
+    assert_eq!(drains("false"), None);
+}

@@ -93,6 +93,11 @@ struct Lab {
 
 /// The reference site's addresses, ruleset and settings.
 fn lab() -> Lab {
+    lab_of(OCTAVIO)
+}
+
+/// The same for a changed site.
+fn lab_of(site: &str) -> Lab {
     let lab = Lab { inside: Namespace::new(), edge: Namespace::new(), outside: Namespace::new() };
     for (nic, own, far, theirs) in [
         ("eth0", "172.16.85.168/24", &lab.inside, "172.16.85.180/24"),
@@ -112,7 +117,7 @@ fn lab() -> Lab {
     lab.outside.run("ip", "address add 172.16.84.9/32 dev eth0", "");
     lab.outside.run("ip", "address add 198.51.100.9/32 dev eth0", "");
 
-    let site = Site::parse(OCTAVIO, "octavio.site.yaml").unwrap();
+    let site = Site::parse(site, "octavio.site.yaml").unwrap();
     let machine = site.machine("vcse").unwrap();
     let real = |text: &str| text.replace("@lan1", "eth0").replace("@lan2", "eth1");
     lab.edge.within(|| {
@@ -202,15 +207,68 @@ fn the_box_forwards_nothing() {
 #[test]
 fn connections_are_taken_where_the_site_serves() {
     let lab = lab();
-    let ports = [80, 443, 445, 5349, 8443];
+    let ports = [80, 443, 445, 3478, 5349, 8443, 24000];
     let listeners = |address: &str| ports.map(|port| lab.edge.tcp(&format!("{address}:{port}")));
     let held = (listeners("172.16.85.168"), listeners("192.168.245.61"));
 
     let outside = ports.map(|port| lab.outside.connects(&format!("192.168.245.61:{port}")));
     let inside = ports.map(|port| lab.inside.connects(&format!("172.16.85.168:{port}")));
 
-    assert_eq!(outside, [true, true, false, false, false]);
-    assert_eq!(inside, [false, false, true, false, false]);
+    assert_eq!(outside, [true, true, false, true, true, false, false]);
+    assert_eq!(inside, [false, true, true, true, true, false, false]);
+    drop(held);
+}
+
+#[test]
+fn peers_of_tcp_allocations_connect_on_either_face_and_are_connected_to() {
+    let lab = lab_of(&OCTAVIO.replace("  udp-443: true", "  udp-443: true\n  tcp-relay: true"));
+    let ports = [23999, 24000, 29999, 30000];
+    let listeners = |address: &str| ports.map(|port| lab.edge.tcp(&format!("{address}:{port}")));
+    let held = (listeners("172.16.85.168"), listeners("192.168.245.61"));
+    let peer = lab.outside.tcp("192.168.245.1:5000");
+
+    let outside = ports.map(|port| lab.outside.connects(&format!("192.168.245.61:{port}")));
+    let inside = ports.map(|port| lab.inside.connects(&format!("172.16.85.168:{port}")));
+
+    assert_eq!(outside, [false, true, true, false]);
+    assert_eq!(inside, [false, true, true, false]);
+    assert!(lab.edge.connects("192.168.245.1:5000"));
+    drop((held, peer));
+}
+
+#[test]
+fn without_inside_peers_no_media_port_is_open_on_lan1() {
+    let site = OCTAVIO.replace("allow: [172.16.85.180/32]", "allow: []");
+    let lab = lab_of(&site.replace("  udp-443: true", "  udp-443: true\n  tcp-relay: true"));
+    let server = lab.inside.udp("172.16.85.180:5000");
+    let socket = lab.edge.udp("172.16.85.168:24000");
+    let listener = lab.edge.tcp("172.16.85.168:24000");
+
+    assert!(!arrives(&server, "172.16.85.168:24000", &socket));
+    assert!(!lab.inside.connects("172.16.85.168:24000"));
+    drop(listener);
+}
+
+#[test]
+fn turn_is_served_over_ipv6_as_over_ipv4() {
+    let site = OCTAVIO
+        .replace("[192.168.245.61/24]", "[192.168.245.61/24, 2001:db8::61/64]")
+        .replace("gateway: 192.168.245.1", "gateway: [192.168.245.1, 2001:db8::1]");
+    let lab = lab_of(&site);
+    // Without duplicate address detection, which would take a second.
+    lab.edge.run("ip", "address add 2001:db8::61/64 dev eth1 nodad", "");
+    lab.outside.run("ip", "address add 2001:db8::1/64 dev eth0 nodad", "");
+    let guest = lab.outside.udp("[2001:db8::1]:5000");
+    let ports = [3478, 5349, 443, 24000];
+    let held = ports.map(|port| lab.edge.tcp(&format!("[2001:db8::61]:{port}")));
+
+    let connects = ports.map(|port| lab.outside.connects(&format!("[2001:db8::61]:{port}")));
+
+    assert_eq!(connects, [true, true, true, false]);
+    for port in [3478, 443, 24000] {
+        let address = format!("[2001:db8::61]:{port}");
+        assert!(arrives(&guest, &address, &lab.edge.udp(&address)), "{port}");
+    }
     drop(held);
 }
 

@@ -10,6 +10,8 @@ use super::Findings;
 const SHORTEST: usize = 8;
 /// Below this it is warned of: TURN's credentials can be tried offline by whoever saw one request.
 const SHORT: usize = 12;
+/// The same for a secret that no person types.
+const SHORT_REST: usize = 20;
 
 /// What the reference deployments and everybody's guides use.
 const KNOWN: [&str; 14] = [
@@ -60,7 +62,7 @@ pub(super) fn judge(findings: &mut Findings<'_>, secrets: &BTreeMap<String, Vec<
                 "is it meant to?",
             );
         }
-        weak(findings, site, &path, name, text);
+        weak(findings, kind, &path, name, text);
         match seen.get(text) {
             Some(other) if other != name.as_str() => {
                 let message = format!("the secret `{name}` is the same as `{other}`");
@@ -75,17 +77,18 @@ pub(super) fn judge(findings: &mut Findings<'_>, secrets: &BTreeMap<String, Vec<
     }
 }
 
-fn weak(findings: &mut Findings<'_>, site: &Site, path: &str, name: &str, text: &str) {
+fn weak(findings: &mut Findings<'_>, kind: SecretKind, path: &str, name: &str, text: &str) {
+    let short = if kind == SecretKind::TurnRest { SHORT_REST } else { SHORT };
     let length = text.chars().count();
     let help = "make one: `openssl rand -base64 24`";
     let lower = text.to_lowercase();
-    if let Some(what) = public(site, &lower) {
+    if let Some(what) = public(findings.site, &lower) {
         findings.error(path, format!("the secret `{name}` is equal to {what}"), help);
     } else if KNOWN.contains(&lower.as_str()) {
         findings.error(path, format!("the secret `{name}` is in every list of passwords"), help);
     } else if length < SHORTEST {
         findings.error(path, format!("the secret `{name}` has only {length} characters"), help);
-    } else if length < SHORT {
+    } else if length < short {
         findings.warning(path, format!("the secret `{name}` has only {length} characters"), help);
     } else if lower.chars().collect::<std::collections::BTreeSet<_>>().len() < 5 {
         findings.error(path, format!("the secret `{name}` repeats a few characters"), help);
