@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use turn::{Config, ConfigError, Quotas, Settings};
+use turn::{Config, ConfigError, Drain, Quotas, Settings};
 
 use crate::plan::{Face, RelaySlice, Transport};
 
@@ -32,7 +32,12 @@ pub(super) fn config(slice: &RelaySlice) -> Result<Config, ConfigError> {
             per_user: slice.quotas.per_user,
             per_source: slice.quotas.per_source,
             per_allocation: slice.quotas.per_allocation,
+            allocation_bytes_per_second: slice.quotas.allocation_bytes_per_second,
+            total_bytes_per_second: slice.quotas.total_bytes_per_second,
         },
+        tcp_relay: slice.tcp_relay,
+        mobility: slice.mobility,
+        drain: slice.drain.as_ref().map(|drain| Drain { alternate: drain.alternate.clone() }),
         ..Settings::default()
     })
 }
