@@ -394,7 +394,7 @@ impl Guest {
         let socket = UdpSocket::bind("203.0.113.7:0").unwrap();
         socket.connect("192.0.2.61:3478").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        Self { socket, key: (Vec::new(), Key::ShortTerm(Vec::new())).into() }
+        Self { socket, key: (Vec::new(), Key::short_term("")).into() }
     }
 
     fn begin(class: Class, method: Method) -> Writer {

@@ -41,6 +41,10 @@ impl AttributeType {
     pub const DONT_FRAGMENT: Self = Self(0x001A);
     /// MESSAGE-INTEGRITY-SHA256.
     pub const MESSAGE_INTEGRITY_SHA256: Self = Self(0x001C);
+    /// PASSWORD-ALGORITHM.
+    pub const PASSWORD_ALGORITHM: Self = Self(0x001D);
+    /// USERHASH.
+    pub const USERHASH: Self = Self(0x001E);
     /// XOR-MAPPED-ADDRESS.
     pub const XOR_MAPPED_ADDRESS: Self = Self(0x0020);
     /// RESERVATION-TOKEN.
@@ -53,6 +57,8 @@ impl AttributeType {
     pub const ADDITIONAL_ADDRESS_FAMILY: Self = Self(0x8000);
     /// ADDRESS-ERROR-CODE.
     pub const ADDRESS_ERROR_CODE: Self = Self(0x8001);
+    /// PASSWORD-ALGORITHMS.
+    pub const PASSWORD_ALGORITHMS: Self = Self(0x8002);
     /// ICMP.
     pub const ICMP: Self = Self(0x8004);
     /// SOFTWARE; never sent by this server.

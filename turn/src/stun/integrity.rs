@@ -1,35 +1,133 @@
-//! MESSAGE-INTEGRITY and FINGERPRINT (RFC 8489 §14.5, §14.7).
+//! Keys, MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (RFC 8489 §9, §14.5 to §14.7,
+//! §18.5).
 
 use std::fmt;
 
 use hmac::{Hmac, Mac};
 use md5::{Digest, Md5};
 use sha1::Sha1;
+use sha2::Sha256;
 
-use crate::stun::message::{FINGERPRINT_LENGTH, HEADER_LENGTH, INTEGRITY_LENGTH};
+use crate::stun::attribute::AttributeType;
+use crate::stun::message::{FINGERPRINT_LENGTH, HEADER_LENGTH};
 
-/// What MESSAGE-INTEGRITY is computed with.
-///
-/// An enum, so that a further password algorithm (RFC 8489 §18.5) is one more variant.
-#[derive(Clone, Eq, PartialEq)]
-pub enum Key {
-    /// MD5(username ":" realm ":" password), RFC 8489 §9.2.2.
-    LongTermMd5([u8; 16]),
-    /// The password itself, RFC 8489 §9.1.1.
-    ShortTerm(Vec<u8>),
+/// How a long-term password becomes a key (RFC 8489 §18.5.1).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PasswordAlgorithm {
+    /// MD5: what everybody spoke before RFC 8489.
+    Md5,
+    /// SHA-256.
+    Sha256,
+}
+
+impl PasswordAlgorithm {
+    /// PASSWORD-ALGORITHM's value: the number, and that there are no parameters.
+    #[must_use]
+    pub const fn value(self) -> [u8; 4] {
+        match self {
+            Self::Md5 => [0, 1, 0, 0],
+            Self::Sha256 => [0, 2, 0, 0],
+        }
+    }
+
+    /// The inverse of [`Self::value`].
+    #[must_use]
+    pub fn of(value: &[u8]) -> Option<Self> {
+        [Self::Md5, Self::Sha256].into_iter().find(|algorithm| algorithm.value() == value)
+    }
+}
+
+/// Which attribute protects a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Integrity {
+    /// MESSAGE-INTEGRITY: HMAC-SHA1.
+    Sha1,
+    /// MESSAGE-INTEGRITY-SHA256.
+    Sha256,
+}
+
+impl Integrity {
+    /// Its attribute.
+    #[must_use]
+    pub const fn attribute(self) -> AttributeType {
+        match self {
+            Self::Sha1 => AttributeType::MESSAGE_INTEGRITY,
+            Self::Sha256 => AttributeType::MESSAGE_INTEGRITY_SHA256,
+        }
+    }
+
+    /// Whether its value may have this many octets: HMAC-SHA256 may be truncated (RFC 8489 §14.6).
+    #[must_use]
+    pub const fn may_have(self, octets: usize) -> bool {
+        match self {
+            Self::Sha1 => octets == 20,
+            Self::Sha256 => octets >= 16 && octets <= 32 && octets.is_multiple_of(4),
+        }
+    }
+}
+
+/// What messages are signed and checked with, and which attribute a
+/// [`Writer`](super::Writer) puts the signature in.
+#[derive(Clone)]
+pub struct Key {
+    secret: Secret,
+    integrity: Integrity,
+}
+
+#[derive(Clone)]
+enum Secret {
+    Md5([u8; 16]),
+    Sha256([u8; 32]),
+    Password(Vec<u8>),
 }
 
 impl Key {
-    /// The key of a long-term credential.
+    /// MD5(username ":" realm ":" password), RFC 8489 §9.2.2; signs with MESSAGE-INTEGRITY, as
+    /// those do that know no other algorithm.
     #[must_use]
     pub fn long_term(user: &str, realm: &str, password: &str) -> Self {
-        Self::LongTermMd5(Md5::digest(format!("{user}:{realm}:{password}")).into())
+        Self::long_term_with(PasswordAlgorithm::Md5, user, realm, password).signing(Integrity::Sha1)
     }
 
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::LongTermMd5(bytes) => bytes,
-            Self::ShortTerm(bytes) => bytes,
+    /// The key of a negotiated password algorithm; signs with MESSAGE-INTEGRITY-SHA256.
+    #[must_use]
+    pub fn long_term_with(
+        algorithm: PasswordAlgorithm,
+        user: &str,
+        realm: &str,
+        password: &str,
+    ) -> Self {
+        let parts = [user.as_bytes(), b":", realm.as_bytes(), b":", password.as_bytes()];
+        let secret = match algorithm {
+            PasswordAlgorithm::Md5 => Secret::Md5(digest::<Md5>(&parts).into()),
+            PasswordAlgorithm::Sha256 => Secret::Sha256(digest::<Sha256>(&parts).into()),
+        };
+        Self { secret, integrity: Integrity::Sha256 }
+    }
+
+    /// The password itself, RFC 8489 §9.1.1; signs with MESSAGE-INTEGRITY.
+    #[must_use]
+    pub fn short_term(password: &str) -> Self {
+        let secret = Secret::Password(password.as_bytes().to_vec());
+        Self { secret, integrity: Integrity::Sha1 }
+    }
+
+    /// The same key for the other attribute.
+    #[must_use]
+    pub fn signing(mut self, integrity: Integrity) -> Self {
+        self.integrity = integrity;
+        self
+    }
+
+    pub(super) const fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    pub(super) fn octets(&self) -> &[u8] {
+        match &self.secret {
+            Secret::Md5(octets) => octets,
+            Secret::Sha256(octets) => octets,
+            Secret::Password(octets) => octets,
         }
     }
 }
@@ -40,19 +138,48 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The HMAC over `before`, a message up to MESSAGE-INTEGRITY, as if it ended with that attribute.
-pub(super) fn sign(key: &Key, before: &[u8]) -> [u8; 20] {
-    hmac(key, before).finalize().into_bytes().into()
+/// USERHASH (RFC 8489 §14.4): finds a user without naming it.
+#[must_use]
+pub fn userhash(user: &str, realm: &str) -> [u8; 32] {
+    digest::<Sha256>(&[user.as_bytes(), b":", realm.as_bytes()]).into()
+}
+
+fn digest<D: Digest>(parts: &[&[u8]]) -> md5::digest::Output<D> {
+    let mut digest = D::new();
+    for part in parts {
+        digest.update(part);
+    }
+    digest.finalize()
+}
+
+/// The HMAC over `before`, a message up to the attribute, as if it ended with that attribute;
+/// as many octets of it as `length` says.
+pub(super) fn sign(key: &Key, integrity: Integrity, before: &[u8], length: usize) -> Vec<u8> {
+    let mut value = match integrity {
+        Integrity::Sha1 => mac::<Hmac<Sha1>>(key, before, length).finalize().into_bytes().to_vec(),
+        Integrity::Sha256 => {
+            mac::<Hmac<Sha256>>(key, before, length).finalize().into_bytes().to_vec()
+        }
+    };
+    value.truncate(length);
+    value
 }
 
 /// Whether `value` is [`sign`]'s result; constant time.
-pub(super) fn verify(key: &Key, before: &[u8], value: &[u8]) -> bool {
-    hmac(key, before).verify_slice(value).is_ok()
+pub(super) fn verify(key: &Key, integrity: Integrity, before: &[u8], value: &[u8]) -> bool {
+    let length = value.len();
+    integrity.may_have(length)
+        && match integrity {
+            Integrity::Sha1 => mac::<Hmac<Sha1>>(key, before, length).verify_slice(value).is_ok(),
+            Integrity::Sha256 => {
+                mac::<Hmac<Sha256>>(key, before, length).verify_truncated_left(value).is_ok()
+            }
+        }
 }
 
-fn hmac(key: &Key, before: &[u8]) -> Hmac<Sha1> {
-    let mut mac = Hmac::<Sha1>::new_from_slice(key.bytes()).expect("HMAC takes keys of any length");
-    feed(before, INTEGRITY_LENGTH, |bytes| mac.update(bytes));
+fn mac<M: Mac + hmac::digest::KeyInit>(key: &Key, before: &[u8], length: usize) -> M {
+    let mut mac = <M as Mac>::new_from_slice(key.octets()).expect("HMAC takes keys of any length");
+    feed(before, 4 + length, |bytes| mac.update(bytes));
     mac
 }
 

@@ -3,16 +3,13 @@
 use std::net::SocketAddr;
 
 use crate::stun::attribute::{AttributeType, Attributes, ErrorCode, decode_xor_address};
-use crate::stun::integrity::{self, Key};
+use crate::stun::integrity::{self, Integrity, Key};
 
 /// Octets before the first attribute.
 pub const HEADER_LENGTH: usize = 20;
 
 /// RFC 8489 §5.
 pub(crate) const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
-
-/// Octets of a whole MESSAGE-INTEGRITY attribute.
-pub(crate) const INTEGRITY_LENGTH: usize = 24;
 
 /// Octets of a whole FINGERPRINT attribute.
 pub(crate) const FINGERPRINT_LENGTH: usize = 8;
@@ -96,10 +93,19 @@ pub struct Message<'a> {
     class: Class,
     method: Method,
     transaction: TransactionId,
-    /// Where the attributes that count end: at MESSAGE-INTEGRITY, FINGERPRINT or the end.
+    /// Where the attributes that count end: at the first MESSAGE-INTEGRITY, at
+    /// MESSAGE-INTEGRITY-SHA256, at FINGERPRINT or at the end.
     honoured: usize,
-    integrity: Option<usize>,
+    sha1: Option<Signature>,
+    sha256: Option<Signature>,
     fingerprint: bool,
+}
+
+/// Where an integrity attribute is.
+#[derive(Clone, Copy, Debug)]
+struct Signature {
+    offset: usize,
+    length: usize,
 }
 
 impl<'a> Message<'a> {
@@ -129,17 +135,18 @@ impl<'a> Message<'a> {
             method,
             transaction: TransactionId(transaction),
             honoured: bytes.len(),
-            integrity: None,
+            sha1: None,
+            sha256: None,
             fingerprint: false,
         };
         message.walk()?;
         Ok(message)
     }
 
-    /// Finds the end of what counts, MESSAGE-INTEGRITY and FINGERPRINT.
+    /// Finds the end of what counts, the integrity attributes and FINGERPRINT.
     fn walk(&mut self) -> Result<(), ParseError> {
         let mut offset = HEADER_LENGTH;
-        let mut closed = false;
+        let mut fingerprint = false;
         while offset < self.bytes.len() {
             let Some(head) = self.bytes[offset..].first_chunk::<4>() else {
                 return Err(ParseError::Attribute { offset });
@@ -157,21 +164,23 @@ impl<'a> Message<'a> {
                 }
                 self.fingerprint = true;
             }
-            let closes = matches!(
-                kind,
-                AttributeType::MESSAGE_INTEGRITY
-                    | AttributeType::MESSAGE_INTEGRITY_SHA256
-                    | AttributeType::FINGERPRINT
-            );
-            if closes && !closed {
-                self.honoured = offset;
-                closed = true;
-                if kind == AttributeType::MESSAGE_INTEGRITY
-                    && next - offset == INTEGRITY_LENGTH
-                    && length == INTEGRITY_LENGTH - 4
-                {
-                    self.integrity = Some(offset);
+            let signature = Signature { offset, length };
+            let open = !fingerprint && self.sha256.is_none();
+            match kind {
+                AttributeType::MESSAGE_INTEGRITY if open && self.sha1.is_none() => {
+                    self.honoured = offset;
+                    self.sha1 = Some(signature);
                 }
+                // It counts after MESSAGE-INTEGRITY too, but opens nothing again.
+                AttributeType::MESSAGE_INTEGRITY_SHA256 if open => {
+                    self.honoured = self.honoured.min(offset);
+                    self.sha256 = Some(signature);
+                }
+                AttributeType::FINGERPRINT => {
+                    self.honoured = self.honoured.min(offset);
+                    fingerprint = true;
+                }
+                _ => {}
             }
             offset = next;
         }
@@ -202,20 +211,34 @@ impl<'a> Message<'a> {
         self.fingerprint
     }
 
-    /// Whether it carries MESSAGE-INTEGRITY.
+    /// Whether it carries MESSAGE-INTEGRITY or MESSAGE-INTEGRITY-SHA256.
     #[must_use]
     pub const fn has_integrity(&self) -> bool {
-        self.integrity.is_some()
+        self.sha1.is_some() || self.sha256.is_some()
     }
 
-    /// Whether MESSAGE-INTEGRITY was made with `key`; compares in constant time.
+    /// Which attribute protects it: the stronger one of those it has (RFC 8489 §9.2.4); `None`
+    /// also when that one's length is wrong.
+    #[must_use]
+    pub fn integrity(&self) -> Option<Integrity> {
+        let (integrity, signature) = self.signature()?;
+        integrity.may_have(signature.length).then_some(integrity)
+    }
+
+    /// Whether it was signed with `key`, in the attribute of [`Self::integrity`]; compares in
+    /// constant time.
     #[must_use]
     pub fn verify(&self, key: &Key) -> bool {
-        let Some(offset) = self.integrity else {
+        let Some((integrity, Signature { offset, length })) = self.signature() else {
             return false;
         };
-        let value = &self.bytes[offset + 4..offset + INTEGRITY_LENGTH];
-        integrity::verify(key, &self.bytes[..offset], value)
+        let value = &self.bytes[offset + 4..offset + 4 + length];
+        integrity::verify(key, integrity, &self.bytes[..offset], value)
+    }
+
+    fn signature(&self) -> Option<(Integrity, Signature)> {
+        let sha256 = self.sha256.map(|signature| (Integrity::Sha256, signature));
+        sha256.or_else(|| self.sha1.map(|signature| (Integrity::Sha1, signature)))
     }
 
     /// The attributes that count, in order.

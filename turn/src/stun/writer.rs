@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::stun::attribute::{AttributeType, ErrorCode, xor_address_bytes};
-use crate::stun::integrity::{self, Key};
+use crate::stun::integrity::{self, Integrity, Key};
 use crate::stun::message::{
     Class, HEADER_LENGTH, MAGIC_COOKIE, Message, Method, TransactionId, encode_type,
 };
@@ -61,18 +61,39 @@ impl Writer {
     /// Appends ERROR-CODE with its reason phrase (RFC 8489 §14.8).
     #[must_use]
     pub fn error(self, code: ErrorCode) -> Self {
+        self.error_with(code, code.reason())
+    }
+
+    /// Appends ERROR-CODE without one, for who may get as few octets as possible.
+    #[must_use]
+    pub fn terse_error(self, code: ErrorCode) -> Self {
+        self.error_with(code, "")
+    }
+
+    fn error_with(self, code: ErrorCode, reason: &str) -> Self {
         let [_, hundreds] = (code.0 / 100).to_be_bytes();
         let [_, number] = (code.0 % 100).to_be_bytes();
         let mut value = vec![0, 0, hundreds, number];
-        value.extend(code.reason().as_bytes());
+        value.extend(reason.as_bytes());
         self.attribute(AttributeType::ERROR_CODE, &value)
     }
 
-    /// Appends MESSAGE-INTEGRITY over what is there.
+    /// Appends the integrity attribute of `key` over what is there.
     #[must_use]
     pub fn integrity(self, key: &Key) -> Self {
-        let value = integrity::sign(key, &self.bytes);
-        self.attribute(AttributeType::MESSAGE_INTEGRITY, &value)
+        let octets = match key.integrity() {
+            Integrity::Sha1 => 20,
+            Integrity::Sha256 => 32,
+        };
+        self.truncated_integrity(key, octets)
+    }
+
+    /// Appends as many octets of it; the other end decides whether that is enough.
+    #[must_use]
+    pub fn truncated_integrity(self, key: &Key, octets: usize) -> Self {
+        let integrity = key.integrity();
+        let value = integrity::sign(key, integrity, &self.bytes, octets);
+        self.attribute(integrity.attribute(), &value)
     }
 
     /// Appends FINGERPRINT over what is there.
