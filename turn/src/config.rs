@@ -1,15 +1,15 @@
 //! What a server is told to be: parsed once, swapped whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::credential::Credentials;
 use crate::five_tuple::{Family, FiveTuple, Side};
 use crate::policy::{Policy, Reach};
-use crate::stun::Key;
 
 /// One address that relay ports have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -80,6 +80,8 @@ pub struct Settings {
     pub realm: String,
     /// User names and passwords.
     pub users: Vec<(String, String)>,
+    /// Secrets of time-limited credentials, beside the users; each of them counts.
+    pub rest_secrets: Vec<String>,
     /// Local addresses whose clients are inside ones.
     pub inside_listeners: Vec<IpAddr>,
     /// Ports handed to allocations; `None` hands out none.
@@ -118,9 +120,13 @@ pub enum ConfigError {
     /// REALM goes into a quoted string of at most 127 characters.
     #[error("realm must have 1 to 127 characters")]
     Realm,
-    /// USERNAME is below 509 octets (RFC 8489 §14.3) and tells users apart.
-    #[error("user name {0:?} is empty, too long or there twice")]
+    /// USERNAME is below 509 octets (RFC 8489 §14.3) and tells users apart, also from those of
+    /// time-limited credentials.
+    #[error("user name {0:?} is empty, too long, there twice or one of a time-limited credential")]
     User(String),
+    /// Anybody knows the empty secret, and each one more costs time for every wrong password.
+    #[error("there may be up to {MAX_SECRETS} secrets of time-limited credentials, none empty")]
+    Secrets,
     /// Media ports start at 1024 and run upwards.
     #[error("media ports {first}-{last} are empty or begin below 1024")]
     MediaPorts {
@@ -144,6 +150,9 @@ pub enum ConfigError {
     #[error("inside clients are to be told an inside face, but there is none")]
     NoInsideFace,
 }
+
+/// How many secrets of time-limited credentials there may be: two are needed to rotate them.
+const MAX_SECRETS: usize = 8;
 
 /// The faces of one allocation's relay port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -169,7 +178,7 @@ impl Faces {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub(crate) realm: String,
-    pub(crate) users: HashMap<Arc<str>, Key>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) media_ports: RangeInclusive<u16>,
     pub(crate) quotas: Quotas,
     pub(crate) reply_rate: ReplyRate,
@@ -189,14 +198,12 @@ impl Config {
         if settings.realm.is_empty() || settings.realm.chars().count() > 127 {
             return Err(ConfigError::Realm);
         }
-        let mut users = HashMap::new();
-        for (name, password) in &settings.users {
-            let key = Key::long_term(name, &settings.realm, password);
-            let fits = !name.is_empty() && name.len() < 509;
-            if !fits || users.insert(Arc::from(name.as_str()), key).is_some() {
-                return Err(ConfigError::User(name.clone()));
-            }
+        let secrets = &settings.rest_secrets;
+        if secrets.len() > MAX_SECRETS || secrets.iter().any(String::is_empty) {
+            return Err(ConfigError::Secrets);
         }
+        let credentials = Credentials::new(&settings.realm, &settings.users, secrets)
+            .map_err(ConfigError::User)?;
         #[expect(clippy::reversed_empty_ranges, reason = "no range hands out no port")]
         let media_ports = settings.media_ports.clone().unwrap_or(1..=0);
         if settings.media_ports.is_some() && (media_ports.is_empty() || *media_ports.start() < 1024)
@@ -222,7 +229,7 @@ impl Config {
                 allow_outside: settings.allow_outside,
             },
             realm: settings.realm,
-            users,
+            credentials: Arc::new(credentials),
             media_ports,
             quotas: settings.quotas,
             reply_rate: settings.reply_rate,

@@ -4,10 +4,13 @@
 //!
 //! | section | what | code | test (`tests/it`, unless said) |
 //! |---|---|---|---|
-//! | [RFC 8489] §5, §14 | message format | `stun::message` | `stun::tests` (RFC 5769) |
+//! | [RFC 8489] §5, §14 | message format | `stun::message` | `stun::tests` (RFC 5769, RFC 8489 §B.1) |
 //! | RFC 8489 §6.3 | requests, indications, unknown attributes (420) | `server::request` | `requests.rs` |
-//! | RFC 8489 §9.2 | long-term credentials, 401, 438 | `server::authentication`, `nonce` | `credentials.rs` |
-//! | RFC 8489 §14.5 | attributes after MESSAGE-INTEGRITY do not count | `stun::message` | `credentials.rs` |
+//! | RFC 8489 §9.2 | long-term credentials, 401, 400, 438 | `server::authentication`, `credential` | `credentials.rs` |
+//! | RFC 8489 §9.2, §13 | stateless nonces, security features | `nonce` | `credentials.rs`, `rfc8489_credentials.rs` |
+//! | RFC 8489 §9.2.1, §14.11, §14.12, §18.5 | PASSWORD-ALGORITHMS, bid-down | `server::authentication` | `rfc8489_credentials.rs` |
+//! | RFC 8489 §14.4 | USERHASH | `credential` | `rfc8489_credentials.rs` |
+//! | RFC 8489 §14.5, §14.6 | MESSAGE-INTEGRITY(-SHA256), what follows does not count | `stun::integrity`, `stun::message` | `stun::tests`, `credentials.rs`, `rfc8489_credentials.rs` |
 //! | RFC 8489 §14.7 | FINGERPRINT | `stun::integrity` | `stun::tests` |
 //! | [RFC 8656] §5 | only the user that made an allocation changes it (441) | `server::request` | `credentials.rs` |
 //! | RFC 8656 §7 | Allocate, retransmissions, EVEN-PORT, RESERVATION-TOKEN | `server::allocate`, `relay_port` | `allocate.rs` |
@@ -16,10 +19,11 @@
 //! | RFC 8656 §11 | Send and Data indications | `server::relay` | `relay.rs` |
 //! | RFC 8656 §12 | channels; numbers up to 0x7FFF, as in RFC 5766 | `channel`, `server::relay` | `relay.rs` |
 //! | RFC 8656 §7.2 (403), §21 | peer policy | `policy`, `special_purpose` | `peers.rs`, their own |
+//! | [TURN REST] | time-limited credentials | `credential` | `rest_credentials.rs` |
 //!
 //! Left out so far: TCP framing of clients, TCP allocations (RFC 6062), two families in one
-//! allocation, DONT-FRAGMENT (420, as RFC 8656 §7.2 asks of who cannot), ICMP, SHA-256 and
-//! USERHASH, mobility (RFC 8016), bandwidth limits. Left out for good: NAT behaviour discovery
+//! allocation, DONT-FRAGMENT (420, as RFC 8656 §7.2 asks of who cannot), ICMP,
+//! mobility (RFC 8016), bandwidth limits. Left out for good: NAT behaviour discovery
 //! (RFC 5780), which needs two public addresses.
 //!
 //! # Use
@@ -37,11 +41,13 @@
 //!
 //! [RFC 8489]: https://www.rfc-editor.org/rfc/rfc8489
 //! [RFC 8656]: https://www.rfc-editor.org/rfc/rfc8656
+//! [TURN REST]: https://datatracker.ietf.org/doc/html/draft-uberti-behave-turn-rest-00
 #![forbid(unsafe_code)]
 
 mod allocation;
 mod channel;
 mod config;
+mod credential;
 mod five_tuple;
 mod icmp;
 mod nonce;
@@ -60,6 +66,7 @@ pub mod stun;
 
 pub use crate::allocation::Origin;
 pub use crate::config::{Config, ConfigError, Drain, Face, Quotas, ReplyRate, Settings};
+pub use crate::credential::Refusal;
 pub use crate::five_tuple::{Family, FiveTuple, Side, Transport};
 pub use crate::icmp::IcmpError;
 pub use crate::output::{

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::allocation::Origin;
 use crate::channel::{CHANNEL_HEADER_LENGTH, ChannelNumber};
+use crate::credential::Refusal;
 use crate::five_tuple::{Family, FiveTuple, Side, Transport};
 use crate::relay_port::RelayPort;
 use crate::shared::ShardId;
@@ -116,12 +117,14 @@ pub enum Output {
 /// Something the owner may want to know.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Event {
-    /// Wrong password or unknown user, with a valid nonce: the source is not forged.
+    /// Wrong credentials with a valid nonce: the source is not forged.
     RefusedCredentials {
-        /// USERNAME as it came, with what is not UTF-8 replaced.
+        /// USERNAME as it came, with what is not UTF-8 replaced; whom USERHASH means, or its begin.
         user: String,
         /// Where from.
         source: SocketAddr,
+        /// What was wrong with them.
+        reason: Refusal,
     },
     /// No port of the media range was left, or the total quota was used up: answered with 508.
     Exhausted,

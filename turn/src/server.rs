@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::allocation::{Allocation, Allocations, Origin};
 use crate::config::Config;
+use crate::credential::Kept;
 use crate::five_tuple::{Family, FiveTuple, Side, Source};
 use crate::icmp::IcmpError;
 use crate::nonce::Nonces;
@@ -40,6 +41,7 @@ pub struct Server {
     config: Arc<Config>,
     revision: Revision,
     nonces: Nonces,
+    kept_keys: Kept,
     random: Random,
     reply_limit: ReplyLimit,
     allocations: Allocations,
@@ -74,7 +76,8 @@ impl Server {
     pub fn new(shared: Arc<Shared>, shard: ShardId, config: Arc<Config>, now: Instant) -> Self {
         Self {
             revision: Revision(0),
-            nonces: Nonces::new(shared.seed(), now),
+            nonces: Nonces::new(shared.seed(), shared.started(now)),
+            kept_keys: Kept::new(),
             random: Random::new(derive(shared.seed(), b"ports and tokens", &[shard.0])),
             reply_limit: ReplyLimit::new(shared.seed()),
             allocations: Allocations::default(),

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::config::Config;
@@ -24,6 +24,8 @@ const NOBODY: u8 = u8::MAX;
 /// Ports, reservations and usage; see the module.
 pub struct Shared {
     seed: [u8; 32],
+    /// When the first shard was made: what nonces count from.
+    started: OnceLock<Instant>,
     /// By port: the shard of the allocation that has it.
     owners: Box<[AtomicU8]>,
     tables: Mutex<Tables>,
@@ -72,6 +74,7 @@ impl Shared {
     pub fn new(config: &Config, seed: [u8; 32]) -> Arc<Self> {
         Arc::new(Self {
             seed,
+            started: OnceLock::new(),
             owners: (0..=u16::MAX).map(|_| AtomicU8::new(NOBODY)).collect(),
             tables: Mutex::new(Tables {
                 ports: RelayPorts::new(config.media_ports.clone()),
@@ -83,6 +86,11 @@ impl Shared {
 
     pub(crate) const fn seed(&self) -> &[u8; 32] {
         &self.seed
+    }
+
+    /// When the first shard was made, which is now if none was.
+    pub(crate) fn started(&self, now: Instant) -> Instant {
+        *self.started.get_or_init(|| now)
     }
 
     /// The tables, for the control plane only.

@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use turn::Refusal;
+
 /// Lines at once, and one more each second.
 const BURST: u32 = 20;
 const REFILL: Duration = Duration::from_secs(1);
@@ -20,10 +22,16 @@ impl SecurityLog {
         Self { tokens: BURST, refilled: now, left_out: 0 }
     }
 
-    /// Wrong password or unknown user.
-    pub(super) fn refused_credentials(&mut self, user: &str, source: SocketAddr, now: Instant) {
+    /// Wrong credentials, and what was wrong with them.
+    pub(super) fn refused_credentials(
+        &mut self,
+        user: &str,
+        source: SocketAddr,
+        reason: Refusal,
+        now: Instant,
+    ) {
         if self.admit(now) {
-            tracing::warn!(user, %source, "refused credentials");
+            tracing::warn!(user, %source, ?reason, "refused credentials");
         }
     }
 

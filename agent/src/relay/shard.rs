@@ -513,7 +513,9 @@ fn watch(epoll: &Epoll, fd: impl AsFd, token: Token) -> io::Result<()> {
 
 fn report(log: &mut SecurityLog, event: Event, now: Instant) {
     match event {
-        Event::RefusedCredentials { user, source } => log.refused_credentials(&user, source, now),
+        Event::RefusedCredentials { user, source, reason } => {
+            log.refused_credentials(&user, source, reason, now);
+        }
         Event::Exhausted => log.exhausted(now),
         Event::Allocated { client, user, relayed } => {
             tracing::debug!(client = %client.client, %user, %relayed, "allocated");

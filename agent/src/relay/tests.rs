@@ -206,7 +206,7 @@ fn a_wrong_password_is_logged_with_user_and_source() {
     assert_eq!(handle.snapshot().unwrap().counters.refused_credentials, 1);
     let source = guest.socket.local_addr().unwrap();
     let line = format!(
-        "WARN postern_agent::relay::security_log: refused credentials user=\"turnuser\" source={source}\n"
+        "WARN postern_agent::relay::security_log: refused credentials user=\"turnuser\" source={source} reason=WrongPassword\n"
     );
     assert_eq!(log.text().trim_start(), line);
 }

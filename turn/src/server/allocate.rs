@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Server;
-use super::authentication::Identity;
 use super::request::{granted_lifetime, lifetime, lifetime_bytes, requested_family};
 use crate::allocation::{Allocation, Opening, Traffic};
 use crate::channel::Channels;
+use crate::credential::Identity;
 use crate::five_tuple::{Family, FiveTuple, Side, Source};
 use crate::output::{Event, Output, RelaySocket, RelayTransport};
 use crate::permission::Permissions;

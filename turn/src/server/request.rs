@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::authentication::Identity;
 use super::{Server, Tombstone};
 use crate::allocation::{Allocation, DEFAULT_LIFETIME, MAX_LIFETIME};
 use crate::channel::{BindError, ChannelNumber};
+use crate::credential::Identity;
 use crate::five_tuple::{Family, FiveTuple};
 use crate::output::Output;
 use crate::permission::Verdict;
@@ -14,8 +14,10 @@ use crate::policy::Reach;
 use crate::stun::{AttributeType, Class, ErrorCode, Key, Message, Method, Writer};
 
 /// Comprehension-required attributes that a request may carry.
-const KNOWN: [AttributeType; 10] = [
+const KNOWN: [AttributeType; 12] = [
     AttributeType::USERNAME,
+    AttributeType::USERHASH,
+    AttributeType::PASSWORD_ALGORITHM,
     AttributeType::CHANNEL_NUMBER,
     AttributeType::LIFETIME,
     AttributeType::XOR_PEER_ADDRESS,

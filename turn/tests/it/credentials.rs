@@ -1,11 +1,11 @@
-//! Long-term credentials: 401, 400, 438, 441 and what they give away.
+//! Long-term credentials of RFC 5389: 401, 400, 438, 441 and what they give away.
 
 use std::time::Duration;
 
-use postern_turn::stun::{AttributeType, Key, Method};
-use postern_turn::{Event, FiveTuple};
+use postern_turn::stun::{AttributeType, Key, Message, Method};
+use postern_turn::{Event, FiveTuple, Refusal, Settings};
 
-use crate::lab::{Lab, Login, REALM, Reply, at, guest};
+use crate::lab::{Lab, Login, REALM, Reply, at, guest, settings};
 
 #[test]
 fn a_first_request_without_credentials_is_challenged_and_no_failure() {
@@ -29,7 +29,11 @@ fn a_wrong_password_gives_401_and_names_user_and_source() {
     assert!(!reply.message().has_integrity());
     assert!(reply.message().attribute(AttributeType::NONCE).is_some());
     assert_eq!(lab.server.counters().refused_credentials, 1);
-    let event = Event::RefusedCredentials { user: "alice".into(), source: guest(40000).client };
+    let event = Event::RefusedCredentials {
+        user: "alice".into(),
+        source: guest(40000).client,
+        reason: Refusal::WrongPassword,
+    };
     assert_eq!(lab.events, [event]);
 }
 
@@ -43,6 +47,41 @@ fn an_unknown_user_looks_like_a_wrong_password() {
 
     assert_eq!(reply.code(), 401);
     assert_eq!(lab.server.counters().refused_credentials, 1);
+    let event = Event::RefusedCredentials {
+        user: "mallory".into(),
+        source: guest(1).client,
+        reason: Refusal::UnknownUser,
+    };
+    assert_eq!(lab.events, [event]);
+}
+
+#[test]
+fn another_realm_gives_401_with_ours_and_says_so() {
+    let mut lab = Lab::new();
+    let login = lab.alice(guest(1));
+    let request = lab
+        .begin_allocate()
+        .attribute(AttributeType::USERNAME, b"alice")
+        .attribute(AttributeType::REALM, b"example.net")
+        .attribute(AttributeType::NONCE, &login.nonce)
+        .integrity(&login.key)
+        .finish();
+
+    let reply = Reply::new(lab.send(guest(1), &request).unwrap());
+
+    assert_eq!(reply.code(), 401);
+    assert_eq!(reply.message().attribute(AttributeType::REALM), Some(REALM.as_bytes()));
+    assert!(matches!(lab.events[..], [Event::RefusedCredentials { reason: Refusal::Realm, .. }]));
+}
+
+#[test]
+fn an_unknown_attribute_that_may_be_ignored_is() {
+    let mut lab = Lab::new();
+    let login = lab.alice(guest(1));
+
+    let request = lab.begin_allocate().attribute(AttributeType(0xC057), &[0, 0, 0, 1]);
+
+    assert_eq!(lab.ask(guest(1), &login, request).code(), 0);
 }
 
 #[test]
@@ -73,7 +112,7 @@ fn a_foreign_nonce_gives_438_and_is_no_failure() {
     let login = lab.login(guest(1), "alice", "wrong");
     let changed = {
         let mut nonce = login.nonce.clone();
-        nonce[20] ^= 1;
+        nonce[20] = if nonce[20] == b'A' { b'B' } else { b'A' };
         nonce
     };
 
@@ -99,6 +138,15 @@ fn a_nonce_is_bound_to_the_source_address_but_not_to_its_port() {
     let other_address = lab.ask(elsewhere, &login, request);
 
     assert_eq!((other_port.code(), other_address.code()), (0, 438));
+}
+
+#[test]
+fn two_sockets_never_get_the_same_nonce() {
+    let mut lab = Lab::new();
+
+    let [one, two] = [1, 2].map(|port| lab.alice(guest(port)).nonce);
+
+    assert_ne!(one, two);
 }
 
 #[test]
@@ -130,6 +178,43 @@ fn a_nonce_ends_after_an_hour_and_the_new_one_works() {
     let fresh = lab.refresh(guest(1), &login, 600);
 
     assert_eq!((stale.code(), fresh.code()), (438, 0));
+}
+
+#[test]
+fn a_nonce_of_the_last_hours_key_is_valid_until_its_own_hour_is_over() {
+    let mut lab = Lab::new();
+    lab.pass(Duration::from_secs(3590));
+    let login = lab.alice(guest(1));
+
+    lab.pass(Duration::from_secs(3590));
+    let request = lab.begin_allocate();
+    let young = lab.ask(guest(1), &login, request);
+    lab.pass(Duration::from_secs(20));
+    let old = lab.refresh(guest(1), &login, 600);
+    lab.pass(Duration::from_secs(2 * 3600));
+    let request = lab.begin_allocate();
+    let ancient = lab.ask(guest(1), &login, request);
+
+    assert_eq!([young.code(), old.code(), ancient.code()], [0, 438, 438]);
+}
+
+#[test]
+fn a_challenge_is_at_most_three_times_the_request_on_the_wire() {
+    let mut lab =
+        Lab::with(Settings { realm: "a-realm-of-28-octets.example".into(), ..settings() });
+    let on_the_wire = |message: &[u8]| 20 + 8 + message.len();
+    for begin in [Lab::begin_allocate, |lab: &mut Lab| lab.begin(Method::REFRESH)] {
+        for fingerprint in [false, true] {
+            let request = begin(&mut lab);
+            let request = if fingerprint { request.fingerprint() } else { request }.finish();
+
+            let reply = lab.send(guest(1), &request).unwrap();
+
+            let nonce = Message::parse(&reply).unwrap().attribute(AttributeType::NONCE).unwrap();
+            assert_eq!(nonce.len(), 37);
+            assert!(on_the_wire(&reply) <= 3 * on_the_wire(&request), "{}", reply.len());
+        }
+    }
 }
 
 #[test]

@@ -9,4 +9,6 @@ mod lab;
 mod peers;
 mod relay;
 mod requests;
+mod rest_credentials;
+mod rfc8489_credentials;
 mod swap;
