@@ -2,11 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod allocate;
+mod client;
 mod credentials;
 mod heap;
 mod hostile;
 mod lab;
+mod network;
 mod peers;
+mod properties;
 mod relay;
 mod requests;
 mod rest_credentials;
