@@ -17,11 +17,12 @@
 //! | RFC 8656 §8 | Refresh | `server::request` | `allocate.rs` |
 //! | RFC 8656 §9, §10 | permissions, CreatePermission | `permission`, `server::request` | `peers.rs` |
 //! | RFC 8656 §11 | Send and Data indications | `server::relay` | `relay.rs` |
+//! | RFC 8489 §6.2.2, RFC 8656 §12.5 | STUN and ChannelData over TCP | `framing` | its own |
 //! | RFC 8656 §12 | channels; numbers up to 0x7FFF, as in RFC 5766 | `channel`, `server::relay` | `relay.rs` |
 //! | RFC 8656 §7.2 (403), §21 | peer policy | `policy`, `special_purpose` | `peers.rs`, their own |
 //! | [TURN REST] | time-limited credentials | `credential` | `rest_credentials.rs` |
 //!
-//! Left out so far: TCP framing of clients, TCP allocations (RFC 6062), two families in one
+//! Left out so far: TCP allocations (RFC 6062), two families in one
 //! allocation, DONT-FRAGMENT (420, as RFC 8656 §7.2 asks of who cannot), ICMP,
 //! mobility (RFC 8016), bandwidth limits. Left out for good: NAT behaviour discovery
 //! (RFC 5780), which needs two public addresses.
@@ -49,6 +50,7 @@ mod channel;
 mod config;
 mod credential;
 mod five_tuple;
+pub mod framing;
 mod icmp;
 mod nonce;
 mod output;
