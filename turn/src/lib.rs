@@ -18,6 +18,7 @@
 //! | RFC 8656 §9, §10 | permissions, CreatePermission | `permission`, `server::request` | `peers.rs` |
 //! | RFC 8656 §11 | Send and Data indications | `server::relay` | `relay.rs` |
 //! | RFC 8489 §6.2.2, RFC 8656 §12.5 | STUN and ChannelData over TCP | `framing` | its own |
+//! | PROXY protocol, version 2 | who a joined stream is from | `proxy_header` | its own |
 //! | RFC 8656 §12 | channels; numbers up to 0x7FFF, as in RFC 5766 | `channel`, `server::relay` | `relay.rs` |
 //! | RFC 8656 §7.2 (403), §21 | peer policy | `policy`, `special_purpose` | `peers.rs`, their own |
 //! | [TURN REST] | time-limited credentials | `credential` | `rest_credentials.rs` |
@@ -56,6 +57,7 @@ mod nonce;
 mod output;
 mod permission;
 mod policy;
+mod proxy_header;
 mod quota;
 mod random;
 mod relay_port;
@@ -76,6 +78,7 @@ pub use crate::output::{
     RelayTransport, Relayed,
 };
 pub use crate::policy::{Denial, Reach};
+pub use crate::proxy_header::{ProxyHeader, ProxyHeaderError};
 pub use crate::relay_port::RelayPort;
 pub use crate::server::Server;
 pub use crate::shared::{ShardId, Shared};
