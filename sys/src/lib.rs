@@ -8,3 +8,4 @@
 pub mod device_mapper;
 pub mod fd_passing;
 pub mod freebind;
+pub mod packet_socket;
