@@ -1,6 +1,14 @@
 //! `cargo ci bench`: what the project promises, measured. Prints figures and asserts nothing on
 //! time.
 
+mod contender;
+mod field;
+pub mod load;
+mod processor;
+pub mod relay;
+mod search;
+mod verdict;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use postern_ci::artifacts::{self, Artifacts};
-use postern_ci::{bench, check, demo, packages};
+use postern_ci::bench::{self, load, relay};
+use postern_ci::{check, demo, packages};
 
 /// Every check, the tests and the demo; installs by apt what is missing, after saying so.
 #[derive(Debug, Parser)]
@@ -31,7 +33,30 @@ enum Task {
     /// The whole path on this machine: image, box, conference, two guests. Stays up.
     Demo,
     /// Measures what the project promises; prints figures, asserts nothing.
-    Bench,
+    Bench {
+        /// Image, box and boot, unless said otherwise.
+        #[command(subcommand)]
+        what: Option<Bench>,
+    },
+    /// The load generator that the benchmarks start for themselves.
+    #[command(hide = true)]
+    Load(load::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The relay beside coturn (`COTURN=PATH`: beside that build too).
+    Relay {
+        /// How often each row is measured.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Only rows whose name begins with this.
+        #[arg(long, value_name = "ROW")]
+        only: Option<String>,
+        /// Only our relay.
+        #[arg(long)]
+        no_peer: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,13 +72,31 @@ fn main() -> ExitCode {
             let (artifacts, image) = build_image()?;
             demo::run(&artifacts, &image)
         }),
-        Task::Bench => privileged(&["bench"], || bench::run(&Artifacts::build()?)),
+        Task::Bench { what: None } => privileged(&["bench"], || bench::run(&Artifacts::build()?)),
+        Task::Bench { what: Some(what) } => measure(what),
+        Task::Load(arguments) => load::serve(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("\nfailed: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// The benchmarks that need neither image nor lab.
+fn measure(what: Bench) -> Result<()> {
+    packages::ensure_installed(packages::BUILD)?;
+    packages::ensure_installed(packages::BENCH)?;
+    let artifacts = Artifacts::build()?;
+    if !nix::unistd::geteuid().is_root() {
+        return through_sudo(std::env::args_os().skip(1));
+    }
+    let program = std::env::current_exe()?;
+    match what {
+        Bench::Relay { rounds, only, no_peer } => {
+            relay::run(&program, artifacts.agent, &relay::Options { rounds, only, no_peer })
         }
     }
 }
@@ -95,7 +138,11 @@ fn privileged(words: &[&str], task: impl FnOnce() -> Result<()>) -> Result<()> {
         return task();
     }
     build_image()?;
-    println!("The lab makes network namespaces, which takes root: going on through sudo.");
+    through_sudo(words)
+}
+
+fn through_sudo(words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
+    println!("This makes network namespaces, which takes root: going on through sudo.");
     let status = Command::new("sudo")
         .args(["--preserve-env", "env", "POSTERN_BUILT=1"])
         .arg(std::env::current_exe()?)

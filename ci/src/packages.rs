@@ -29,6 +29,9 @@ pub const LAB: &[&str] = &[
     "procps",
 ];
 
+/// To measure the relay beside coturn.
+pub const BENCH: &[&str] = &["iproute2", "util-linux", "nftables", "coturn"];
+
 /// To boot the image and to check it with foreign readers.
 pub const IMAGE: &[&str] = &[
     "qemu-system-x86",

@@ -94,7 +94,10 @@ impl RelaySettings {
     #[must_use]
     pub fn slice(&self) -> Value {
         let listeners = |addresses: &[SocketAddr], transport: &str| {
-            let one = |address| json!({"address": address, "transport": transport});
+            let one = |address: &SocketAddr| {
+                let inside = self.inside_addresses.contains(&address.ip());
+                json!({"address": address, "transport": transport, "inside": inside})
+            };
             addresses.iter().map(one).collect::<Vec<_>>()
         };
         let faces = |faces: &[(IpAddr, IpAddr)]| {
