@@ -112,6 +112,54 @@ fn the_box_name_must_be_in_a_certificate_too() {
 }
 
 #[test]
+fn a_turn_client_that_names_no_server_sees_a_certificate_with_the_boxs_name() {
+    let two = SITE.replace(
+        "    key: { secret: edge-key }\n",
+        "    key: { secret: edge-key }\n  meet:\n    chain: certs/meet.pem\n    key: { secret: meet-key }\n",
+    );
+    let mut material = Material::new();
+    let key = KeyPair::generate().unwrap();
+    let meet = params(&["meet.example.org"]).signed_by(&key, &material.ca).unwrap();
+    material.certs.insert("certs/meet.pem".to_owned(), meet.pem());
+    material.secret("meet-key", &key.serialize_pem());
+    let swapped = two
+        .replace("certs/edge.pem", "certs/x.pem")
+        .replace("certs/meet.pem", "certs/edge.pem")
+        .replace("certs/x.pem", "certs/meet.pem")
+        .replace("secret: edge-key", "secret: x-key")
+        .replace("secret: meet-key", "secret: edge-key")
+        .replace("secret: x-key", "secret: meet-key");
+
+    assert_eq!(material.faults_of(&two), [""; 0]);
+    assert_eq!(
+        material.faults_of(&swapped),
+        ["error 30:3 TURN clients that name no server are shown `edge`, which does not carry \
+          `edge.example.org`"]
+    );
+    let without_tls = swapped.replace("tls-ports: [443, 5349]", "tls-ports: []");
+    assert_eq!(material.faults_of(&without_tls), [""; 0]);
+}
+
+#[test]
+fn a_secret_of_time_limited_credentials_is_judged_as_no_person_types_it() {
+    let site = SITE.replace(
+        "  udp-443: true",
+        "  udp-443: true\n  rest-secret: [{ secret: rest-1 }, { secret: rest-2 }]",
+    );
+    let mut material = Material::new();
+    material.secret("rest-1", "fifteen of them");
+    material.secret("rest-2", "staple of another kind");
+
+    assert_eq!(
+        material.faults_of(&site),
+        [
+            "warning 40:27 the secret `rest-1` has only 15 characters",
+            "error 40:47 the secret `rest-2` is the same as `turn-password`",
+        ]
+    );
+}
+
+#[test]
 fn a_key_of_another_certificate_is_refused() {
     let mut material = Material::new();
     material.secret("edge-key", &KeyPair::generate().unwrap().serialize_pem());
