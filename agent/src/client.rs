@@ -1,4 +1,5 @@
-//! What a person calls on the box: `status`, `apply`, `confirm`, over D-Bus to the agent.
+//! What a person calls on the box: `status`, `metrics`, `apply`, `confirm`, over D-Bus to the
+//! agent.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -25,6 +26,9 @@ trait Agent1 {
     /// The status as JSON.
     fn status(&self) -> zbus::Result<String>;
 
+    /// The metrics as text.
+    fn metrics(&self) -> zbus::Result<String>;
+
     /// Takes a bundle; returns the outcome as JSON.
     fn apply(&self, bundle: zbus::OwnedFd) -> zbus::Result<String>;
 
@@ -40,6 +44,15 @@ trait Agent1 {
 pub(crate) fn status(json: bool) -> anyhow::Result<()> {
     let status = fetch_status()?;
     let text = if json { format!("{status:#}\n") } else { text::status(&status) };
+    print(&text)
+}
+
+/// Prints the metrics.
+pub(crate) fn metrics() -> anyhow::Result<()> {
+    let text = runtime()?.block_on(async {
+        let connection = connect().await?;
+        Agent1Proxy::new(&connection).await?.metrics().await.map_err(plain)
+    })?;
     print(&text)
 }
 

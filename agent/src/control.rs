@@ -27,6 +27,7 @@ use anyhow::Context as _;
 
 mod apply;
 pub(crate) mod bus;
+mod metrics;
 mod peers;
 mod probe;
 mod serving;

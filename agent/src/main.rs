@@ -51,6 +51,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what is counted on this box, in the text format of Prometheus.
+    Metrics,
     /// Hands a bundle to the agent and says what became of it.
     Apply {
         /// The NAME.postern file.
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Proxy => proxy::run(),
         Command::Device => device::run(),
         Command::Status { json } => client::status(json),
+        Command::Metrics => client::metrics(),
         Command::Apply { bundle } => return client::apply(&bundle),
         Command::Confirm => client::confirm(),
         Command::Console => console::run(),

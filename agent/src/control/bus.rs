@@ -1,6 +1,7 @@
-//! The D-Bus interface `org.postern.Agent1`: `Status`, `Apply`, `Confirm`, `StateChanged`.
+//! The D-Bus interface `org.postern.Agent1`: `Status`, `Metrics`, `Apply`, `Confirm`,
+//! `StateChanged`.
 //!
-//! Everybody on the box may ask for the status; only uid 0 may change anything. The bus policy
+//! Everybody on the box may ask for status and metrics; only uid 0 may change anything. The bus policy
 //! says so, and so do we. Without a bus the agent does its work all the same and tries again each
 //! second.
 
@@ -16,7 +17,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, fdo, interface};
 
 use super::apply::{Event, Shared};
-use super::{MAX_BUNDLE, status};
+use super::{MAX_BUNDLE, metrics, status};
 use crate::ipc::read_sealed;
 
 /// Well-known name and interface.
@@ -111,6 +112,14 @@ impl Agent1 {
         let shared = Arc::clone(&self.shared);
         let observed = tokio::task::spawn_blocking(move || status::observe(&shared).to_string());
         observed.await.map_err(|error| fdo::Error::Failed(error.to_string()))
+    }
+
+    /// The numbers of the status in the text format of Prometheus.
+    async fn metrics(&self) -> fdo::Result<String> {
+        let shared = Arc::clone(&self.shared);
+        let rendered =
+            tokio::task::spawn_blocking(move || metrics::render(&status::observe(&shared)));
+        rendered.await.map_err(|error| fdo::Error::Failed(error.to_string()))
     }
 
     /// Takes a bundle, a sealed memfd, all the way; returns what became of it as JSON.

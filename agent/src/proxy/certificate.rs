@@ -114,6 +114,7 @@ impl Loaded {
             "issuer": self.issuer,
             "not-after": rfc3339(self.not_after.timestamp()),
             "days-left": left.div_euclid(24 * 3600),
+            "seconds-left": left,
         })
     }
 }
