@@ -113,30 +113,76 @@ fn network(out: &mut Lines, status: &Value) {
 }
 
 fn services(out: &mut Lines, status: &Value) {
-    let turn = &status["relay"];
+    turn(out, &status["relay"], &status["proxy"]);
+    proxy(out, &status["proxy"]);
+}
+
+/// The relay; its listeners with TLS are the proxy's.
+fn turn(out: &mut Lines, turn: &Value, proxy: &Value) {
     if turn.is_null() {
-        out.line("turn", "postern-relay does not answer");
-    } else {
-        out.line(
-            "turn",
-            &format!("{} {}", word(turn, "/status"), joined(turn, "/listening-addresses")),
-        );
-        out.line(
-            "  clients",
-            &format!(
-                "{} active, relays {} tcp {} udp, {} refused credentials",
-                number(turn, "/active-clients"),
-                number(turn, "/active-relays-tcp"),
-                number(turn, "/active-relays-udp"),
-                number(turn, "/refused-credentials"),
-            ),
-        );
-        out.line("  realm", &format!("{}, users {}", word(turn, "/realm"), joined(turn, "/users")));
+        return out.line("turn", "postern-relay does not answer");
     }
-    let proxy = &status["proxy"];
+    out.line("turn", &format!("{} {}", word(turn, "/status"), listening(turn)));
+    let tls = list(proxy, "/listeners").filter(|it| word(it, "/kind").contains("turn"));
+    let tls: Vec<String> = tls.map(|it| word(it, "/address")).collect();
+    if !tls.is_empty() {
+        out.line("  tls", &tls.join(" "));
+    }
+    for alarm in list(turn, "/alarms").filter_map(Value::as_str) {
+        out.line("  ALARM", alarm);
+    }
+    if turn["draining"].as_bool() == Some(true) {
+        out.line("  draining", "no new allocation is made; what is there goes on");
+    }
+    out.line(
+        "  clients",
+        &format!(
+            "{} active, relays {} tcp {} udp, {} refused credentials",
+            number(turn, "/active-clients"),
+            number(turn, "/active-relays-tcp"),
+            number(turn, "/active-relays-udp"),
+            number(turn, "/refused-credentials"),
+        ),
+    );
+    if turn["ports"].is_object() {
+        let (used, free) = (number(turn, "/ports/used"), number(turn, "/ports/free"));
+        out.line("  ports", &format!("{used} in use, {free} free"));
+    }
+    for key in ["refused", "dropped"] {
+        let counts = turn[key].as_object().into_iter().flatten();
+        let counts = counts.filter(|(_, count)| count.as_u64().is_some_and(|count| count > 0));
+        let counts: Vec<String> = counts.map(|(rule, count)| format!("{rule} {count}")).collect();
+        if !counts.is_empty() {
+            out.line(&format!("  {key}"), &counts.join(", "));
+        }
+    }
+    for (key, what) in [
+        ("kernel-receive-drops", "datagrams lost in full receive buffers"),
+        ("ring-overflows", "packets lost between shards"),
+    ] {
+        if number(turn, &format!("/{key}")) > 0 {
+            out.line("  lost", &format!("{} {what}", number(turn, &format!("/{key}"))));
+        }
+    }
+    out.line("  realm", &format!("{}, users {}", word(turn, "/realm"), joined(turn, "/users")));
+}
+
+/// Addresses of the relay, by transport where it says so.
+fn listening(turn: &Value) -> String {
+    let mut text = Vec::new();
+    for transport in ["udp", "tcp"] {
+        let of = list(turn, "/listeners").filter(|it| word(it, "/transport") == transport);
+        let of: Vec<String> = of.map(|it| word(it, "/address")).collect();
+        if !of.is_empty() {
+            text.push(format!("{transport} {}", of.join(" ")));
+        }
+    }
+    if text.is_empty() { joined(turn, "/listening-addresses") } else { text.join(", ") }
+}
+
+fn proxy(out: &mut Lines, proxy: &Value) {
     if proxy.is_null() {
-        out.line("proxy", "postern-proxy does not answer");
-        return;
+        return out.line("proxy", "postern-proxy does not answer");
     }
     let listeners: Vec<String> = list(proxy, "/listeners").map(|it| word(it, "/address")).collect();
     let serving = if listeners.is_empty() { "inactive" } else { "active" };
@@ -280,6 +326,40 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}\nnot in\n{text}");
         }
+    }
+
+    #[test]
+    fn turn_shows_each_transport_and_what_is_wrong() {
+        let text = status(&json!({
+            "relay": {
+                "status": "active", "realm": "example.org", "users": ["conference"],
+                "listening-addresses": ["192.0.2.10:3478"],
+                "listeners": [{ "address": "192.0.2.10:3478", "transport": "udp" },
+                              { "address": "192.0.2.10:3478", "transport": "tcp" },
+                              { "address": "10.0.1.10:3478", "transport": "udp" }],
+                "active-clients": 3, "active-relays-tcp": 1, "active-relays-udp": 2,
+                "ports": { "used": 3, "free": 0 }, "alarms": ["ports-exhausted"],
+                "draining": true, "refused": { "exhausted": 4, "quota-reached": 0 },
+                "dropped": { "malformed": 0 }, "kernel-receive-drops": 5, "ring-overflows": 0,
+            },
+            "proxy": { "listeners": [{ "address": "192.0.2.10:443", "kind": "tls-turn" },
+                                     { "address": "192.0.2.10:5349", "kind": "turn-tls" },
+                                     { "address": "192.0.2.10:80", "kind": "redirect" }] },
+        }));
+
+        for expected in [
+            "turn        active udp 192.0.2.10:3478 10.0.1.10:3478, tcp 192.0.2.10:3478\n",
+            "  tls       192.0.2.10:443 192.0.2.10:5349\n",
+            "  ALARM     ports-exhausted\n",
+            "  draining  no new allocation",
+            "  clients   3 active, relays 1 tcp 2 udp, 0 refused credentials\n",
+            "  ports     3 in use, 0 free\n",
+            "  refused   exhausted 4\n",
+            "  lost      5 datagrams lost in full receive buffers\n",
+        ] {
+            assert!(text.contains(expected), "{expected}\nnot in\n{text}");
+        }
+        assert!(!text.contains("  dropped"), "{text}");
     }
 
     #[test]
