@@ -17,6 +17,7 @@ pub(super) fn config(slice: &RelaySlice) -> Result<Config, ConfigError> {
     Config::new(Settings {
         realm: slice.realm.clone(),
         users: users.collect(),
+        rest_secrets: slice.rest_secrets.iter().map(|secret| secret.0.clone()).collect(),
         inside_listeners: slice.inside_addresses.clone(),
         media_ports: Some(first..=last),
         outside: slice.outside.iter().map(face).collect(),
