@@ -111,11 +111,19 @@ fn summary(site: &Site, name: &str, warnings: usize, judged: bool) -> String {
         ));
     }
     if let Some(turn) = &site.turn {
+        text.push_str(&format!("\n  turn: port {}, ", turn.port));
+        if !turn.tls_ports.is_empty() {
+            let ports: Vec<String> = turn.tls_ports.iter().map(ToString::to_string).collect();
+            text.push_str(&format!("tls {}, ", ports.join(" ")));
+        }
         let users = plural(turn.users.len(), "user");
-        text.push_str(&format!(
-            "\n  turn: port {}, media {}, {users}",
-            turn.port, turn.media_ports
-        ));
+        text.push_str(&format!("media {}, {users}", turn.media_ports));
+        if !turn.rest_secrets.is_empty() {
+            text.push_str(", time-limited credentials");
+        }
+        if turn.drain.is_some() {
+            text.push_str(", draining");
+        }
     }
     for guest in site.proxy.iter().flat_map(|proxy| &proxy.guests) {
         text.push_str(&format!("\n  guests: {} -> {}", guest.url, guest.upstream.url));
