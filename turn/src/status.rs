@@ -1,6 +1,7 @@
 //! What can be counted.
 
 use std::net::SocketAddr;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,15 @@ pub struct Status {
     pub active_relays_tcp: usize,
     /// Allocations whose client uses UDP.
     pub active_relays_udp: usize,
+}
+
+/// Shards add up.
+impl AddAssign for Status {
+    fn add_assign(&mut self, other: Self) {
+        self.active_clients += other.active_clients;
+        self.active_relays_tcp += other.active_relays_tcp;
+        self.active_relays_udp += other.active_relays_udp;
+    }
 }
 
 /// One allocation, for people.
@@ -82,4 +92,47 @@ pub struct Counters {
     pub wrong_face: u64,
     /// Packets to an own address without live allocation.
     pub dead_own_address: u64,
+}
+
+/// Shards add up.
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        // By name, so that none is forgotten.
+        let Self {
+            allocations,
+            refused_credentials,
+            exhausted,
+            quota_reached,
+            forbidden,
+            limited_replies,
+            relayed_packets,
+            relayed_octets,
+            relayed_in_process,
+            malformed,
+            icmp,
+            no_allocation,
+            no_permission,
+            denied,
+            privileged_port,
+            wrong_face,
+            dead_own_address,
+        } = other;
+        self.allocations += allocations;
+        self.refused_credentials += refused_credentials;
+        self.exhausted += exhausted;
+        self.quota_reached += quota_reached;
+        self.forbidden += forbidden;
+        self.limited_replies += limited_replies;
+        self.relayed_packets += relayed_packets;
+        self.relayed_octets += relayed_octets;
+        self.relayed_in_process += relayed_in_process;
+        self.malformed += malformed;
+        self.icmp += icmp;
+        self.no_allocation += no_allocation;
+        self.no_permission += no_permission;
+        self.denied += denied;
+        self.privileged_port += privileged_port;
+        self.wrong_face += wrong_face;
+        self.dead_own_address += dead_own_address;
+    }
 }

@@ -111,7 +111,7 @@ impl Inbox {
     pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
         let base = self.bytes.as_mut_ptr();
         for slot in slots.clone() {
-            let start = slot * self.layout.stride() + self.layout.before;
+            let start = self.start(slot);
             self.pieces[slot] = libc::iovec {
                 iov_base: base.wrapping_add(start).cast(),
                 iov_len: self.layout.longest,
@@ -170,7 +170,7 @@ impl Inbox {
         };
         Received {
             from: self.names[slot].address(),
-            start: slot * self.layout.stride() + self.layout.before,
+            start: self.start(slot),
             length,
             segment,
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
@@ -186,6 +186,12 @@ impl Inbox {
     /// All the memory, to write before and behind datagrams.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
+    }
+
+    /// Where the datagram of a slot begins.
+    #[must_use]
+    pub const fn start(&self, slot: usize) -> usize {
+        slot * self.layout.stride() + self.layout.before
     }
 
     /// Where the scratch memory begins.

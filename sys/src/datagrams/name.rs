@@ -15,10 +15,6 @@ impl Name {
 
     pub(super) const EMPTY: Self = Self([0; Self::CAPACITY]);
 
-    pub(super) const fn as_mut_ptr(&mut self) -> *mut libc::c_void {
-        self.0.as_mut_ptr().cast()
-    }
-
     /// Writes an address and returns how many octets of this it takes.
     pub(super) fn set(&mut self, address: SocketAddr) -> usize {
         let bytes = &mut self.0;
