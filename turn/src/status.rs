@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::five_tuple::FiveTuple;
 use crate::output::RelayTransport;
+use crate::refusal::Refusals;
 
 /// What is there right now.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Status {
     pub active_relays_tcp: usize,
     /// Allocations whose client uses UDP.
     pub active_relays_udp: usize,
+    /// Connections to peers (RFC 6062).
+    pub connections: usize,
 }
 
 /// Shards add up.
@@ -25,6 +28,7 @@ impl AddAssign for Status {
         self.active_clients += other.active_clients;
         self.active_relays_tcp += other.active_relays_tcp;
         self.active_relays_udp += other.active_relays_udp;
+        self.connections += other.connections;
     }
 }
 
@@ -35,16 +39,18 @@ pub struct AllocationStatus {
     pub client: FiveTuple,
     /// By which name.
     pub user: Arc<str>,
-    /// XOR-RELAYED-ADDRESS.
-    pub relayed: SocketAddr,
+    /// Every XOR-RELAYED-ADDRESS: one per family.
+    pub relayed: Vec<SocketAddr>,
     /// What it relays.
     pub transport: RelayTransport,
-    /// How long until it ends unless it is refreshed.
+    /// How long until its last family ends unless it is refreshed.
     pub expires_in: Duration,
     /// Permissions, also those that are over but not cleared yet.
     pub permissions: usize,
     /// Channels, also those that are over but not cleared yet.
     pub channels: usize,
+    /// Connections to peers (RFC 6062).
+    pub connections: usize,
     /// Packets from the client that were passed on.
     pub packets_from_client: u64,
     /// Octets of their payload.
@@ -78,8 +84,21 @@ pub struct Counters {
     pub relayed_in_process: u64,
     /// Datagrams that are neither STUN nor ChannelData, or are malformed, or mean nothing here.
     pub malformed: u64,
-    /// ICMP errors about packets to peers.
+    /// ICMP errors about packets to peers that the client was told of.
     pub icmp: u64,
+    /// ICMP errors that the client was not told of: no permission, no error of a packet's, or too
+    /// many.
+    pub icmp_dropped: u64,
+    /// Allocations that moved to another 5-tuple (RFC 8016).
+    pub moved: u64,
+    /// Requests with a mobility ticket that fits no allocation.
+    pub bad_tickets: u64,
+    /// Connections to or from peers that were made (RFC 6062).
+    pub connections: u64,
+    /// Packets given to another shard.
+    pub to_other_shard: u64,
+    /// What each rule refused, requests and packets together.
+    pub refused: Refusals,
     /// Packets from clients without allocation or channel.
     pub no_allocation: u64,
     /// Packets to or from peers without permission.
@@ -110,6 +129,12 @@ impl AddAssign for Counters {
             relayed_in_process,
             malformed,
             icmp,
+            icmp_dropped,
+            moved,
+            bad_tickets,
+            connections,
+            to_other_shard,
+            refused,
             no_allocation,
             no_permission,
             denied,
@@ -128,6 +153,12 @@ impl AddAssign for Counters {
         self.relayed_in_process += relayed_in_process;
         self.malformed += malformed;
         self.icmp += icmp;
+        self.icmp_dropped += icmp_dropped;
+        self.moved += moved;
+        self.bad_tickets += bad_tickets;
+        self.connections += connections;
+        self.to_other_shard += to_other_shard;
+        self.refused += refused;
         self.no_allocation += no_allocation;
         self.no_permission += no_permission;
         self.denied += denied;

@@ -338,6 +338,15 @@ fn report(log: &mut SecurityLog, event: Event, now: Instant) {
             log.refused_credentials(&user, source, reason, now);
         }
         Event::Exhausted => log.exhausted(now),
+        Event::Refused { client, user, peer, rule, .. } => {
+            log.refused(&user, client.client, peer, rule, now);
+        }
+        Event::Limited { client, user, rule } => {
+            log.refused(&user, client.client, None, rule, now);
+        }
+        Event::Moved { from, to, user } => {
+            tracing::debug!(from = %from.client, to = %to.client, %user, "moved");
+        }
         Event::Allocated { client, user, relayed } => {
             tracing::debug!(client = %client.client, %user, %relayed, "allocated");
         }
