@@ -3,6 +3,7 @@
 
 mod allocate;
 mod client;
+mod corpus;
 mod credentials;
 mod heap;
 mod hostile;

@@ -1,0 +1,4 @@
+//! See `postern_fuzz::framing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| postern_fuzz::framing(data));
