@@ -7,6 +7,7 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod end_to_end;
+pub mod fuzz;
 pub mod lab;
 pub mod packages;
 pub mod relay_server;

@@ -5,12 +5,13 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use postern_ci::artifacts::{self, Artifacts};
 use postern_ci::bench::{self, load, relay};
-use postern_ci::{check, demo, packages};
+use postern_ci::{check, demo, fuzz, packages};
 
 /// Every check, the tests and the demo; installs by apt what is missing, after saying so.
 #[derive(Debug, Parser)]
@@ -32,6 +33,12 @@ enum Task {
     Boot,
     /// The whole path on this machine: image, box, conference, two guests. Stays up.
     Demo,
+    /// Replays the fuzz corpora, and fuzzes where nightly and cargo-fuzz are installed.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Measures what the project promises; prints figures, asserts nothing.
     Bench {
         /// Image, box and boot, unless said otherwise.
@@ -72,6 +79,7 @@ fn main() -> ExitCode {
             let (artifacts, image) = build_image()?;
             demo::run(&artifacts, &image)
         }),
+        Task::Fuzz { seconds } => fuzz::run(Duration::from_secs(seconds)),
         Task::Bench { what: None } => privileged(&["bench"], || bench::run(&Artifacts::build()?)),
         Task::Bench { what: Some(what) } => measure(what),
         Task::Load(arguments) => load::serve(arguments),
