@@ -20,6 +20,9 @@ pub(crate) const NET_SOCKET: &str = "/run/postern/net/control";
 pub(crate) const HOST_SOCKET: &str = "/run/postern/host/control";
 /// Where the agent hands out slices.
 pub(crate) const AGENT_SOCKET: &str = "/run/postern/agent/slices";
+/// Where `postern-relay` takes TURN streams from `postern-proxy`: no messages of ours but the
+/// client's bytes, behind a PROXY header (version 2) with both ends of its connection.
+pub(crate) const STREAMS_SOCKET: &str = "/run/postern/relay/streams";
 /// Where a new `postern-unseal` is started for each connection (systemd.socket(5), Accept=yes).
 pub(crate) const UNSEAL_SOCKET: &str = "/run/postern/unseal";
 /// Written by `postern-net` alone, read by all: [`LastKnownGood`] as JSON. The one commit point.

@@ -6,7 +6,10 @@
 //!
 //! ```text
 //! accept -> limits -> ClientHello: known name? -> TLS -> guard: strict head -> hyper
-//!        -> exchange: guest? certificate? -> upstream pool -> answer, or 101 and a tunnel
+//!                  \                            \      -> exchange: guest? certificate?
+//!                   `--- TURN without TLS ----- TURN    -> upstream pool -> answer, or 101
+//!                                                \                          and a tunnel
+//!                                                 `-> relay (local socket)
 //! ```
 //!
 //! # Specifications
@@ -15,8 +18,9 @@
 //!   (HTTP/1.1), [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455) (WebSocket, as a tunnel),
 //!   [RFC 6797](https://www.rfc-editor.org/rfc/rfc6797) (HSTS),
 //!   [RFC 9525](https://www.rfc-editor.org/rfc/rfc9525) (names in certificates).
+//! - TURN over TLS, and how it shares port 443: [`turn_stream`].
 //!
-//! Left out: HTTP/2, the sharing of port 443 with TURN, ACME.
+//! Left out: HTTP/2, ACME.
 //!
 //! # Invariants
 //!
@@ -27,7 +31,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,7 +44,9 @@ use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
 use crate::ipc::{Channel, read_sealed};
-use crate::message::{AGENT_SOCKET, NET_SOCKET, NetReply, NetRequest, SliceReply, SliceRequest};
+use crate::message::{
+    AGENT_SOCKET, NET_SOCKET, NetReply, NetRequest, STREAMS_SOCKET, SliceReply, SliceRequest,
+};
 use crate::plan::{Generation, ProxySlice, Service, Transport};
 
 mod certificate;
@@ -58,6 +64,7 @@ mod redirect;
 mod serving;
 mod trust;
 mod tunnel;
+mod turn_stream;
 mod upstream;
 
 use counters::{Counters, LogLimit};
@@ -78,7 +85,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
-    let proxy = Proxy::default();
+    let proxy = Proxy::new(STREAMS_SOCKET);
     std::thread::Builder::new().name("slices".into()).spawn(move || {
         let _context = handle.enter();
         loop {
@@ -179,6 +186,10 @@ struct Shared {
     counters: Counters,
     refusals: LogLimit,
     sources: Sources,
+    /// The relay's socket for TURN streams.
+    streams: PathBuf,
+    /// How often it is logged that nobody answers there.
+    relay_faults: LogLimit,
 }
 
 /// A listener and the task that accepts on it.
@@ -190,13 +201,19 @@ struct Accepting {
 }
 
 /// The proxy; all its methods need the context of a running tokio runtime.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
     accepting: Mutex<BTreeMap<SocketAddr, Accepting>>,
 }
 
 impl Proxy {
+    /// Serves nothing yet; TURN clients will be joined to the relay at `streams`.
+    pub(crate) fn new(streams: impl Into<PathBuf>) -> Self {
+        let shared = Shared { streams: streams.into(), ..Shared::default() };
+        Self { shared: Arc::new(shared), accepting: Mutex::default() }
+    }
+
     /// Serves a slice in place of what was served before, on `provided` sockets; addresses that
     /// are not among them go on being listened on, or are bound.
     ///
@@ -213,9 +230,10 @@ impl Proxy {
         let serving = Serving::new(generation, slice, before.as_deref())?;
         let mut accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner);
         let tls = slice.tls.iter().map(|address| (*address, Kind::Tls));
+        let turn_tls = slice.turn_tls.iter().map(|address| (*address, Kind::TurnTls));
         let redirect = slice.redirect.iter().map(|address| (*address, Kind::Redirect));
         let mut ready = BTreeMap::new();
-        for (address, kind) in redirect.chain(tls) {
+        for (address, kind) in redirect.chain(turn_tls).chain(tls) {
             let known = accepting.get(&address).map(|known| Arc::clone(&known.listener));
             let listener = match (provided.remove(&address), known) {
                 (Some(listener), _) => into_tokio(listener).map(Arc::new),
@@ -263,6 +281,7 @@ impl Proxy {
         let mut report = json!({ "serving": serving.is_some(), "listeners": listeners });
         if let (Some(serving), Value::Object(report)) = (serving, &mut report) {
             report.insert("generation".into(), json!(serving.generation));
+            report.insert("turn-shared".into(), json!(serving.turn_shared));
             report.insert("guests".into(), serving.guests.values().map(guest_report).collect());
             report
                 .insert("upstreams".into(), serving.guests.values().map(upstream_report).collect());

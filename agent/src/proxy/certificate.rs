@@ -18,7 +18,11 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::name::{canonical, covers};
+use super::turn_stream;
 use crate::plan::Certificate;
+
+/// ALPN of HTTP/1.1 (RFC 7301 section 6).
+const HTTP: &[u8] = b"http/1.1";
 
 /// Why a certificate cannot be served; what was served before goes on.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +54,45 @@ fn key_fault(source: &rustls::Error) -> String {
     }
 }
 
+/// What a client may choose with ALPN (RFC 7301). One that offers ALPN and nothing of this is
+/// refused, as section 3.2 asks, so where ALPN says nothing of use none is chosen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Protocols {
+    /// HTTP.
+    Web,
+    /// HTTP or TURN.
+    WebAndTurn,
+    /// TURN.
+    Turn,
+    /// Nothing, whatever it offers.
+    Unsaid,
+}
+
+/// The same pair and the same tickets, once per [`Protocols`].
+#[derive(Debug)]
+struct Configs {
+    web: Arc<ServerConfig>,
+    web_and_turn: Arc<ServerConfig>,
+    turn: Arc<ServerConfig>,
+    unsaid: Arc<ServerConfig>,
+}
+
+impl Configs {
+    fn new(config: &ServerConfig) -> Self {
+        let with = |protocols: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        Self {
+            web: with(&[HTTP]),
+            web_and_turn: with(&[HTTP, turn_stream::ALPN]),
+            turn: with(&[turn_stream::ALPN]),
+            unsaid: with(&[]),
+        }
+    }
+}
+
 /// A pair ready to serve.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -57,8 +100,8 @@ pub(super) struct Loaded {
     pub(super) name: String,
     /// Subject alternative names, canonical.
     pub(super) names: Vec<String>,
-    /// How to serve it.
-    pub(super) config: Arc<ServerConfig>,
+    /// How to serve it, by what may be chosen with ALPN.
+    configs: Configs,
     subject: String,
     issuer: String,
     not_after: x509_parser::time::ASN1Time,
@@ -92,11 +135,21 @@ impl Loaded {
         Ok(Self {
             name: name(),
             names,
-            config: Arc::new(config),
+            configs: Configs::new(&config),
             subject: leaf.subject().to_string(),
             issuer: leaf.issuer().to_string(),
             not_after: leaf.validity().not_after,
         })
+    }
+
+    /// How to serve it.
+    pub(super) const fn config(&self, protocols: Protocols) -> &Arc<ServerConfig> {
+        match protocols {
+            Protocols::Web => &self.configs.web,
+            Protocols::WebAndTurn => &self.configs.web_and_turn,
+            Protocols::Turn => &self.configs.turn,
+            Protocols::Unsaid => &self.configs.unsaid,
+        }
     }
 
     /// Whether its names cover a canonical host name.
@@ -157,7 +210,6 @@ fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.ticketer = Ticketer::new()?;
     config.send_tls13_tickets = 1;
     Ok(config)

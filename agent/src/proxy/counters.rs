@@ -67,6 +67,10 @@ pub(super) struct Counters {
     pub(super) refused_requests: Counter,
     /// Tunnels.
     pub(super) websockets: Gauge,
+    /// TURN clients that were joined to the relay.
+    pub(super) turn_streams: Gauge,
+    /// TURN clients for whom there was no relay.
+    pub(super) unjoined_streams: Counter,
 }
 
 impl Counters {
@@ -80,6 +84,8 @@ impl Counters {
             "requests": self.requests.value(),
             "requests-refused": self.refused_requests.value(),
             "websockets": self.websockets.report(),
+            "turn-streams": self.turn_streams.report(),
+            "turn-streams-refused": self.unjoined_streams.value(),
         })
     }
 }

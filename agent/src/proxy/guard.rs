@@ -31,7 +31,7 @@ use super::chunked::Chunked;
 use super::head::{Framing, Head, Refusal, Scanner, examine};
 
 /// From the first byte of a head to its last.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Longest time without a byte in a body that is being read or an answer that is being written.
 const STALL_TIME: Duration = Duration::from_secs(60);
 /// How long a closed connection goes on reading, so that the answer is not lost in a reset.
@@ -84,13 +84,13 @@ pub(super) struct Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// Guards a fresh connection whose verdicts go to `verdicts`.
-    pub(super) fn new(stream: S, verdicts: Verdicts) -> Self {
+    /// Guards a fresh connection, of which `read` was read already; verdicts go to `verdicts`.
+    pub(super) fn new(stream: S, read: Vec<u8>, verdicts: Verdicts) -> Self {
         let mut read_timer = Timer::default();
         read_timer.arm(HEAD_TIME);
         Self {
             stream,
-            raw: Vec::new(),
+            raw: read,
             passed: 0,
             state: State::Head(Scanner::default()),
             verdicts,

@@ -63,6 +63,8 @@ pub(super) struct Guest {
 pub(super) struct Serving {
     pub(super) generation: Generation,
     pub(super) certificates: Vec<Arc<Loaded>>,
+    /// Whether the guests' listeners serve TURN too.
+    pub(super) turn_shared: bool,
     /// By canonical host name.
     pub(super) guests: BTreeMap<String, Guest>,
     /// Strict-Transport-Security.
@@ -123,7 +125,7 @@ impl Serving {
         let hsts = slice.hsts.map(|age| HeaderValue::from(age.as_secs()));
         let hsts = hsts
             .and_then(|age| HeaderValue::from_bytes(&[b"max-age=", age.as_bytes()].concat()).ok());
-        Ok(Self { generation, certificates, guests, hsts })
+        Ok(Self { generation, certificates, turn_shared: slice.turn_shared, guests, hsts })
     }
 
     /// The certificate for a client that asks for `name`; the first one for a client that does

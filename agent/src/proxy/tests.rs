@@ -8,3 +8,4 @@ mod live;
 mod setting;
 mod slices;
 mod stock_clients;
+mod turn;

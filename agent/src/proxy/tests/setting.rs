@@ -180,7 +180,7 @@ impl Setting {
             }],
             hsts: Some(Duration::from_secs(31_536_000)),
         };
-        let setting = Self { authority, bridge, proxy: Proxy::default(), slice };
+        let setting = Self { authority, bridge, proxy: Proxy::new("/nonexistent/streams"), slice };
         setting.serve(1);
         setting
     }

@@ -70,7 +70,7 @@ async fn the_agent_hands_over_slices_and_asks_for_status() {
     let handle = tokio::runtime::Handle::current();
     let thread = std::thread::spawn(move || {
         let _context = handle.enter();
-        attend(&channel, &Proxy::default(), Path::new("/nonexistent/net"))
+        attend(&channel, &Proxy::new("/nonexistent/streams"), Path::new("/nonexistent/net"))
     });
     let agent = Arc::new(agent);
     let ask = async |request: SliceRequest, fd: Option<OwnedFd>| {
