@@ -23,10 +23,10 @@ pub(crate) fn render(status: &Value) -> String {
     let mut page = Page::default();
     let version = status["version"].as_str().unwrap_or("?");
     let one = Sample { label: Some(("version", version.to_owned())), value: "1".to_owned() };
-    page.family("postern_agent_info", Kind::Gauge, "The agent's version.", [one]);
+    page.family("postern_agent_info", Gauge, "The agent's version.", [one]);
     let parts = ["network", "host", "relay", "proxy"];
     let up = parts.map(|part| Sample::labelled("part", part, flag(!status[part].is_null())));
-    page.family("postern_up", Kind::Gauge, "Whether a process of the box answers.", up);
+    page.family("postern_up", Gauge, "Whether a process of the box answers.", up);
     for field in BOX {
         page.field(status, field);
     }
@@ -159,6 +159,12 @@ const RELAY: &[Field] = &[
         "postern_turn_dropped_packets_total",
         Counter,
         "Packets dropped, by reason.",
+    ),
+    field(
+        One("/icmp-errors"),
+        "postern_turn_icmp_errors_total",
+        Counter,
+        "ICMP errors about packets to peers.",
     ),
     field(
         One("/kernel-receive-drops"),

@@ -21,7 +21,7 @@ fn full() -> Value {
             "relayed-in-process": 12, "unauthenticated": 9, "refused-credentials": 1,
             "refused": { "exhausted": 1, "quota-reached": 2, "forbidden-peer": 3 },
             "dropped": { "malformed": 4, "no-permission": 5 },
-            "kernel-receive-drops": 6, "ring-overflows": 7,
+            "icmp-errors": 2, "kernel-receive-drops": 6, "ring-overflows": 7,
             "ports": { "used": 3, "free": 5997 },
             "quotas": { "total": 16_384, "per-user": 16_384, "per-source": 2048, "per-allocation": 256 },
             "shards": 2, "draining": false, "alarms": ["ports-exhausted"],
