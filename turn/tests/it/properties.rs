@@ -9,6 +9,7 @@ use postern_turn::Settings;
 use crate::network::{World, crowded};
 
 /// Runs a world and checks what is left when everybody has gone; returns it.
+#[expect(clippy::print_stdout, reason = "a failed test shows it, and it is all one needs")]
 fn live(seed: u64, shards: u8) -> World {
     println!("seed {seed}, {shards} shards");
     let mut world = World::new(seed, shards, 20);

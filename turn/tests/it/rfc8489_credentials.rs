@@ -1,11 +1,14 @@
 //! What RFC 8489 added to long-term credentials: SHA-256, password algorithms, USERHASH.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use postern_turn::stun::{
     AttributeType, Integrity, Key, Method, PasswordAlgorithm, Writer, userhash,
 };
-use postern_turn::{Event, FiveTuple, Refusal};
+use postern_turn::{Config, Event, FiveTuple, Refusal, Server, ShardId, Shared};
 
-use crate::lab::{Lab, REALM, Reply, guest};
+use crate::lab::{Lab, REALM, Reply, epoch, guest, settings};
 
 /// SHA-256 preferred, then MD5.
 const OFFERED: [u8; 8] = [0, 2, 0, 0, 0, 1, 0, 0];
@@ -71,6 +74,32 @@ fn stale_nonces_and_wrong_passwords_are_told_the_algorithms_too() {
         assert!(reply.message().attribute(AttributeType::NONCE).is_some());
         assert!(!reply.message().has_integrity());
     }
+}
+
+#[test]
+fn a_nonce_of_one_shard_is_valid_at_every_other() {
+    let now = epoch();
+    let config = Arc::new(Config::new(settings()).unwrap());
+    let shared = Shared::new(&config, [7; 32]);
+    let mut lab = Lab::new();
+    let mut nonces = Vec::new();
+    // Shards start one after the other.
+    for (shard, after) in [(0, 0), (1, 250), (2, 900)] {
+        let now = now + Duration::from_millis(after);
+        let config = Arc::clone(&config);
+        lab.server = Server::new(Arc::clone(&shared), ShardId(shard), config, now);
+        lab.now = now + Duration::from_secs(1);
+        nonces.push(lab.alice(guest(1)));
+
+        for (port, login) in (1..).zip(&nonces) {
+            let request = lab.begin(Method::REFRESH);
+
+            assert_eq!(lab.ask(guest(port), login, request).code(), 437, "shard {shard}");
+        }
+    }
+    let request = lab.begin(Method::REFRESH);
+    lab.server = Server::new(Shared::new(&config, [8; 32]), ShardId(0), config, now);
+    assert_eq!(lab.ask(guest(1), &nonces[0], request).code(), 438);
 }
 
 #[test]
