@@ -5,7 +5,9 @@
 
 #![expect(unsafe_code, reason = "this crate exists to fence the unsafe calls in")]
 
+pub mod datagrams;
 pub mod device_mapper;
 pub mod fd_passing;
 pub mod freebind;
 pub mod packet_socket;
+pub mod udp;

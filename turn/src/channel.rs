@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::permission::Verdict;
+use crate::five_tuple::Family;
+use crate::permission::{Revision, Verdict, advance};
 
 /// RFC 8656 §12.
 pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
@@ -60,14 +61,29 @@ impl Channels {
         number: ChannelNumber,
         now: Instant,
     ) -> Option<&mut Channel> {
-        self.0.iter_mut().find(|channel| channel.number == number && channel.expires_at > now)
+        let index = self.0.iter().position(|channel| channel.number == number)?;
+        let index = advance(&mut self.0, index);
+        self.0.get_mut(index).filter(|channel| channel.expires_at > now)
     }
 
     /// The number of the live channel to that peer.
-    pub(crate) fn by_peer(&self, peer: SocketAddr, now: Instant) -> Option<ChannelNumber> {
-        let mut channels = self.0.iter();
-        let found = channels.find(|channel| channel.peer == peer && channel.expires_at > now);
+    pub(crate) fn by_peer(&mut self, peer: SocketAddr, now: Instant) -> Option<ChannelNumber> {
+        let index = self.0.iter().position(|channel| channel.peer == peer)?;
+        let index = advance(&mut self.0, index);
+        let found = self.0.get(index).filter(|channel| channel.expires_at > now);
         found.map(|channel| channel.number)
+    }
+
+    /// Forgets what the policy said.
+    pub(crate) fn forget_verdicts(&mut self) {
+        for channel in &mut self.0 {
+            channel.verdict.revision = Revision::NONE;
+        }
+    }
+
+    /// Forgets the peers of a family whose leg is gone.
+    pub(crate) fn drop_family(&mut self, family: Family) {
+        self.0.retain(|channel| Family::of(channel.peer.ip()) != family);
     }
 
     pub(crate) fn len(&self) -> usize {

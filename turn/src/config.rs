@@ -1,6 +1,6 @@
 //! What a server is told to be: parsed once, swapped whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -146,6 +146,9 @@ pub enum ConfigError {
         /// As given.
         told: IpAddr,
     },
+    /// A client is sent to one address of its family.
+    #[error("alternate server {0} is not the only one of its family")]
+    Alternate(SocketAddr),
     /// Inside clients cannot be told what is not there.
     #[error("inside clients are to be told an inside face, but there is none")]
     NoInsideFace,
@@ -162,6 +165,22 @@ pub(crate) struct Faces {
 }
 
 impl Faces {
+    /// The address that clients are told who are told that side's.
+    pub(crate) fn told(self, side: Side) -> IpAddr {
+        match self.inside {
+            Some(inside) if side == Side::Inside => inside.told,
+            _ => self.outside.told,
+        }
+    }
+
+    /// The face of that side.
+    pub(crate) fn face(self, side: Side) -> Option<Face> {
+        match side {
+            Side::Inside => self.inside,
+            Side::Outside => Some(self.outside),
+        }
+    }
+
     /// The addresses under which one relay port is known, those told first.
     pub(crate) fn forms(self) -> [Option<IpAddr>; 4] {
         let inside = self.inside;
@@ -183,6 +202,9 @@ pub struct Config {
     pub(crate) quotas: Quotas,
     pub(crate) reply_rate: ReplyRate,
     pub(crate) policy: Policy,
+    pub(crate) tcp_relay: bool,
+    pub(crate) mobility: bool,
+    pub(crate) drain: Option<Drain>,
     faces: BTreeMap<Family, Faces>,
     inside_listeners: Vec<IpAddr>,
     told_inside: bool,
@@ -215,6 +237,12 @@ impl Config {
         if settings.inside_clients_are_told_inside && settings.inside.is_empty() {
             return Err(ConfigError::NoInsideFace);
         }
+        let mut alternates = BTreeSet::new();
+        for alternate in settings.drain.iter().flat_map(|drain| &drain.alternate) {
+            if !alternates.insert(Family::of(alternate.ip())) {
+                return Err(ConfigError::Alternate(*alternate));
+            }
+        }
         let relay_addresses = faces.values().flat_map(|faces| faces.forms()).flatten().collect();
         let families = |faces: &[Face]| faces.iter().map(|face| Family::of(face.local)).collect();
         Ok(Self {
@@ -233,6 +261,9 @@ impl Config {
             media_ports,
             quotas: settings.quotas,
             reply_rate: settings.reply_rate,
+            tcp_relay: settings.tcp_relay,
+            mobility: settings.mobility,
+            drain: settings.drain,
             faces,
             inside_listeners: settings.inside_listeners,
             told_inside: settings.inside_clients_are_told_inside,
@@ -259,12 +290,9 @@ impl Config {
         self.faces.get(&family).copied()
     }
 
-    /// The address in XOR-RELAYED-ADDRESS.
-    pub(crate) fn told(&self, faces: Faces, client: Side) -> IpAddr {
-        match faces.inside {
-            Some(inside) if self.told_inside && client == Side::Inside => inside.told,
-            _ => faces.outside.told,
-        }
+    /// Which face's address a client of that side is told.
+    pub(crate) const fn told(&self, client: Side) -> Side {
+        if self.told_inside { client } else { Side::Outside }
     }
 }
 

@@ -47,12 +47,16 @@
 #![forbid(unsafe_code)]
 
 mod allocation;
+mod allocations;
+mod bandwidth;
 mod channel;
 mod config;
+mod connection;
 mod credential;
 mod five_tuple;
 pub mod framing;
 mod icmp;
+mod mobility;
 mod nonce;
 mod output;
 mod permission;
@@ -60,8 +64,10 @@ mod policy;
 mod proxy_header;
 mod quota;
 mod random;
+mod refusal;
 mod relay_port;
 mod reply_limit;
+mod routes;
 mod server;
 mod shared;
 mod special_purpose;
@@ -79,6 +85,7 @@ pub use crate::output::{
 };
 pub use crate::policy::{Denial, Reach};
 pub use crate::proxy_header::{ProxyHeader, ProxyHeaderError};
+pub use crate::refusal::{Refusals, Rule};
 pub use crate::relay_port::RelayPort;
 pub use crate::server::Server;
 pub use crate::shared::{ShardId, Shared};

@@ -9,10 +9,12 @@ use crate::allocation::Origin;
 use crate::channel::{CHANNEL_HEADER_LENGTH, ChannelNumber};
 use crate::credential::Refusal;
 use crate::five_tuple::{Family, FiveTuple, Side, Transport};
+use crate::refusal::Rule;
 use crate::relay_port::RelayPort;
 use crate::shared::ShardId;
 use crate::stun::{
-    AttributeType, Class, HEADER_LENGTH, Method, TransactionId, encode_type, xor_address_bytes,
+    AttributeType, Class, ErrorCode, HEADER_LENGTH, Method, TransactionId, encode_type,
+    xor_address_bytes,
 };
 
 /// What an allocation relays (RFC 8656 §3.2, RFC 6062).
@@ -126,8 +128,39 @@ pub enum Event {
         /// What was wrong with them.
         reason: Refusal,
     },
-    /// No port of the media range was left, or the total quota was used up: answered with 508.
+    /// No port of the media range was left: an alarm. [`Self::Refused`] says who felt it.
     Exhausted,
+    /// A request with right credentials was refused by a rule of the site's.
+    Refused {
+        /// Whose.
+        client: FiveTuple,
+        /// By which name.
+        user: Arc<str>,
+        /// The peer that it was about, if any.
+        peer: Option<SocketAddr>,
+        /// Which rule.
+        rule: Rule,
+        /// What the client was told.
+        code: ErrorCode,
+    },
+    /// An allocation drops packets because of a bandwidth limit; said once for each.
+    Limited {
+        /// Whose.
+        client: FiveTuple,
+        /// By which name.
+        user: Arc<str>,
+        /// Which limit.
+        rule: Rule,
+    },
+    /// An allocation moved to another 5-tuple (RFC 8016).
+    Moved {
+        /// Where it was.
+        from: FiveTuple,
+        /// Where it is.
+        to: FiveTuple,
+        /// By which name.
+        user: Arc<str>,
+    },
     /// An allocation was made.
     Allocated {
         /// For whom.
@@ -242,6 +275,14 @@ impl Relayed {
     pub(crate) const fn to_shard(shard: ShardId, errand: Errand, payload: Range<usize>) -> Self {
         let to = Destination::Shard { shard, errand };
         Self { to, prefix: Prefix::EMPTY, payload, padding: 0, dont_fragment: false }
+    }
+
+    /// What goes to another shard is the whole of the datagram.
+    pub(crate) fn with_whole(mut self, datagram: &[u8]) -> Self {
+        if let Destination::Shard { errand: Errand::Client(_), .. } = self.to {
+            self.payload = 0..datagram.len();
+        }
+        self
     }
 
     /// A ChannelData message (RFC 8656 §12.4); padded over TCP only (§12.5).

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::five_tuple::Family;
 use crate::policy::Reach;
 
 /// RFC 8656 §9.
@@ -11,6 +12,11 @@ pub(crate) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 /// Which configuration a verdict was made under; it counts under that one only.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Revision(pub(crate) u64);
+
+impl Revision {
+    /// No configuration's: the policy is asked again.
+    pub(crate) const NONE: Self = Self(u64::MAX);
+}
 
 /// The policy's word on an address.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +40,21 @@ pub(crate) struct Permissions(Vec<Permission>);
 impl Permissions {
     /// The live permission for that address.
     pub(crate) fn find(&mut self, peer: IpAddr, now: Instant) -> Option<&mut Permission> {
-        self.0.iter_mut().find(|entry| entry.peer == peer && entry.expires_at > now)
+        let index = self.0.iter().position(|entry| entry.peer == peer)?;
+        let index = advance(&mut self.0, index);
+        self.0.get_mut(index).filter(|entry| entry.expires_at > now)
+    }
+
+    /// Forgets what the policy said.
+    pub(crate) fn forget_verdicts(&mut self) {
+        for entry in &mut self.0 {
+            entry.verdict.revision = Revision::NONE;
+        }
+    }
+
+    /// Forgets the peers of a family whose leg is gone.
+    pub(crate) fn drop_family(&mut self, family: Family) {
+        self.0.retain(|entry| Family::of(entry.peer) != family);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -56,4 +76,17 @@ impl Permissions {
             None => self.0.push(fresh),
         }
     }
+}
+
+/// Entries that are looked at before the order matters.
+const FRONT: usize = 4;
+
+/// Moves what was found far behind towards the front, so that what is in use is found early.
+/// Returns where it is now.
+pub(crate) fn advance<T>(list: &mut [T], index: usize) -> usize {
+    if index < FRONT {
+        return index;
+    }
+    list.swap(index, index / 2);
+    index / 2
 }

@@ -4,30 +4,42 @@
 //! datagram from a client ─ handle_client ─┬─ ChannelData, Send ─→ Relayed (relay.rs)
 //!                                         └─ request ─→ authentication.rs ─→ request.rs
 //! datagram from a peer ── handle_peer ────→ Relayed (relay.rs)     Allocate ─→ allocate.rs
+//! from another shard ──── handle_relay ───→ Relayed (relay.rs)     opening  ─→ open.rs
+//! ICMP error ──────────── handle_icmp ────→ Data indication        Refresh  ─→ refresh.rs
+//! connections (RFC 6062) ─ tcp_relay.rs    moves (RFC 8016) ─ mobility.rs
 //! ```
 
 mod allocate;
+mod attributes;
 mod authentication;
+mod expiry;
+mod icmp;
+mod limits;
+mod mobility;
+mod open;
+mod permit;
+mod refresh;
 mod relay;
 mod request;
+mod tcp_relay;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::allocation::{Allocation, Allocations, Origin};
+use crate::allocation::{Allocation, Leg};
+use crate::allocations::Allocations;
 use crate::config::Config;
+use crate::connection::Connections;
 use crate::credential::Kept;
-use crate::five_tuple::{Family, FiveTuple, Side, Source};
-use crate::icmp::IcmpError;
+use crate::five_tuple::FiveTuple;
 use crate::nonce::Nonces;
-use crate::output::{ConnectError, ConnectionId, Event, Output, RelayTransport};
+use crate::output::Output;
 use crate::permission::Revision;
 use crate::random::{Random, derive};
-use crate::relay_port::RelayPort;
 use crate::reply_limit::ReplyLimit;
-use crate::shared::{ShardId, Shared};
+use crate::routes::Routes;
+use crate::shared::{Grant, ShardId, Shared};
 use crate::status::{AllocationStatus, Counters, Status};
 use crate::stun::TransactionId;
 
@@ -42,21 +54,28 @@ pub struct Server {
     revision: Revision,
     nonces: Nonces,
     kept_keys: Kept,
+    /// Time since 1970 and when that was.
+    wall_clock: Option<(Duration, Instant)>,
     random: Random,
     reply_limit: ReplyLimit,
     allocations: Allocations,
     /// When the reservations that were made here end, the first one first.
     reservations: VecDeque<Instant>,
     tombstones: VecDeque<Tombstone>,
-    /// Time since 1970 and when that was.
-    wall_clock: Option<(Duration, Instant)>,
+    routes: Routes,
+    connections: Connections,
+    /// Of the total bandwidth limit.
+    grant: Grant,
+    /// Of the last mobility ticket.
+    tickets: u64,
     /// Where Data indications' transaction ids come from.
     indications: u64,
     outputs: VecDeque<Output>,
     counters: Counters,
 }
 
-/// An allocation that a Refresh request ended, so that the same request gets the same answer.
+/// A family of an allocation that a Refresh request ended, so that the same request gets the same
+/// answer.
 struct Tombstone {
     client: FiveTuple,
     transaction: TransactionId,
@@ -71,26 +90,38 @@ impl std::fmt::Debug for Server {
 
 impl Server {
     /// Makes a shard without allocations. Every shard of a relay has the same `shared` and the
-    /// same configuration, and a number of its own.
+    /// same configuration, and a number of its own below 16.
     #[must_use]
     pub fn new(shared: Arc<Shared>, shard: ShardId, config: Arc<Config>, now: Instant) -> Self {
+        shared.add_shard(shard);
+        let mut random = Random::new(derive(shared.seed(), b"ports and tokens", &[shard.0]));
         Self {
             revision: Revision(0),
             nonces: Nonces::new(shared.seed(), shared.started(now)),
             kept_keys: Kept::new(),
-            random: Random::new(derive(shared.seed(), b"ports and tokens", &[shard.0])),
+            wall_clock: None,
             reply_limit: ReplyLimit::new(shared.seed()),
-            allocations: Allocations::default(),
+            allocations: Allocations::new(random.octets()),
             reservations: VecDeque::new(),
             tombstones: VecDeque::new(),
-            wall_clock: None,
+            routes: Routes::new(random.octets()),
+            connections: Connections::default(),
+            grant: Grant::default(),
+            tickets: 0,
             indications: 0,
             outputs: VecDeque::new(),
             counters: Counters::default(),
+            random,
             config,
             shared,
             shard,
         }
+    }
+
+    /// Says what time it is for people, as time since 1970: time-limited credentials need it. Call
+    /// it at the start and whenever the clock was set, or about once a second.
+    pub fn set_wall_clock(&mut self, unix: Duration, now: Instant) {
+        self.wall_clock = Some((unix, now));
     }
 
     /// Serves another configuration from now on.
@@ -103,103 +134,24 @@ impl Server {
         self.revision = Revision(self.revision.0 + 1);
         self.shared.tables().ports.set_range(config.media_ports.clone());
         self.config = config;
-        let orphans: Vec<_> =
-            self.allocations.iter().filter(|a| !self.has_faces(a)).map(|a| a.client).collect();
-        for client in orphans {
-            self.free(client);
+        let clients: Vec<_> = self.allocations.iter().map(|a| a.client).collect();
+        for client in clients {
+            self.drop_orphans(client);
         }
     }
-
-    /// Whether the box still has the addresses that the allocation's sockets are bound to.
-    fn has_faces(&self, allocation: &Allocation) -> bool {
-        let family = Family::of(allocation.faces.outside.local);
-        self.config.faces(family).is_some_and(|faces| {
-            faces.outside == allocation.faces.outside
-                && (faces.inside.is_none()
-                    || allocation.faces.inside.is_none()
-                    || faces.inside == allocation.faces.inside)
-        })
-    }
-
-    /// Ends what is over; call it when the time of [`Output::Timeout`] has come.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(client) = self.allocations.expired(now) {
-            self.free(client);
-        }
-        if self.reservations.front().is_some_and(|at| *at <= now) {
-            self.reservations.retain(|at| *at > now);
-            self.shared.tables().end_reservations(now);
-        }
-    }
-
-    /// Says what time it is for people, as time since 1970: time-limited credentials need it. Call
-    /// it at the start and whenever the clock was set, or about once a second.
-    pub fn set_wall_clock(&mut self, unix: Duration, now: Instant) {
-        self.wall_clock = Some((unix, now));
-    }
-
-    /// Handles an ICMP error about a packet that went to `peer` from a relay port.
-    pub fn handle_icmp(
-        &mut self,
-        _relay: RelayPort,
-        _face: Side,
-        _peer: SocketAddr,
-        _error: IcmpError,
-        _now: Instant,
-    ) {
-        self.counters.icmp += 1;
-    }
-
-    /// The client's connection is gone, and its allocation with it (RFC 8656 §4).
-    pub fn handle_client_gone(&mut self, client: FiveTuple, now: Instant) {
-        self.handle_timeout(now);
-        self.free(client);
-    }
-
-    /// The connection of [`Output::Connect`] or [`Output::ConnectInside`] is there, or failed.
-    pub fn handle_connected(
-        &mut self,
-        connection: ConnectionId,
-        _result: Result<(), ConnectError>,
-        _now: Instant,
-    ) {
-        self.outputs.push_back(Output::CloseConnection(connection));
-    }
-
-    /// A peer connected to a TCP relay; `None`: close it.
-    pub fn handle_peer_connected(
-        &mut self,
-        _relay: RelayPort,
-        _face: Side,
-        _peer: SocketAddr,
-        _now: Instant,
-    ) -> Option<ConnectionId> {
-        self.counters.no_permission += 1;
-        None
-    }
-
-    /// Another TCP relay of our own connects to `target` here ([`Output::ConnectInside`]);
-    /// `None`: close it.
-    pub fn handle_relay_connected(
-        &mut self,
-        _origin: Origin,
-        _target: SocketAddr,
-        _now: Instant,
-    ) -> Option<ConnectionId> {
-        self.counters.no_permission += 1;
-        None
-    }
-
-    /// A peer data connection is gone.
-    pub fn handle_connection_closed(&mut self, _connection: ConnectionId, _now: Instant) {}
 
     /// What to do next. Call it until it says [`Output::Timeout`].
     pub fn poll_output(&mut self) -> Output {
         if let Some(output) = self.outputs.pop_front() {
             return output;
         }
-        let reservation = self.reservations.front().copied();
-        Output::Timeout(self.allocations.next_expiry().into_iter().chain(reservation).min())
+        let times = [
+            self.allocations.next_expiry(),
+            self.reservations.front().copied(),
+            self.connections.next_deadline(),
+            self.routes.next_sweep(),
+        ];
+        Output::Timeout(times.into_iter().flatten().min())
     }
 
     /// What is there right now.
@@ -210,6 +162,7 @@ impl Server {
             active_clients: self.allocations.len(),
             active_relays_tcp: tcp,
             active_relays_udp: self.allocations.len() - tcp,
+            connections: self.connections.len(),
         }
     }
 
@@ -219,11 +172,16 @@ impl Server {
         let view = |allocation: &Allocation| AllocationStatus {
             client: allocation.client,
             user: Arc::clone(&allocation.user),
-            relayed: allocation.relayed(),
-            transport: RelayTransport::Udp,
-            expires_in: allocation.expires_at.saturating_duration_since(now),
+            relayed: allocation.all_relayed().collect(),
+            transport: allocation.transport,
+            expires_in: allocation
+                .legs
+                .last_expiry()
+                .map(|at| at.saturating_duration_since(now))
+                .unwrap_or_default(),
             permissions: allocation.permissions.len(),
             channels: allocation.channels.len(),
+            connections: allocation.connections.len(),
             packets_from_client: allocation.traffic.packets_from_client,
             octets_from_client: allocation.traffic.octets_from_client,
             packets_to_client: allocation.traffic.packets_to_client,
@@ -238,28 +196,7 @@ impl Server {
         &self.counters
     }
 
-    /// Ends an allocation.
-    fn free(&mut self, client: FiveTuple) {
-        let Some(allocation) = self.allocations.remove(client) else {
-            return;
-        };
-        let mut tables = self.shared.tables();
-        tables.usage.remove(&allocation.user, Source::of(client.client.ip()));
-        tables.ports.release(allocation.port);
-        self.shared.set_owner(allocation.port, None);
-        let relayed = allocation.relayed();
-        match allocation.opening {
-            Some(opening) => {
-                for port in opening.refused {
-                    tables.ports.release(port);
-                }
-            }
-            None => self.outputs.push_back(Output::Event(Event::Freed { client, relayed })),
-        }
-        self.outputs.push_back(Output::CloseRelay(allocation.port));
-    }
-
-    /// Remembers which Refresh request ended an allocation.
+    /// Remembers which Refresh request ended an allocation or a family of it.
     fn bury(&mut self, tombstone: Tombstone) {
         if self.tombstones.len() == MAX_TOMBSTONES {
             self.tombstones.pop_front();

@@ -5,10 +5,11 @@
 //! packet finds its shard without a lock.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::bandwidth::{Bucket, Rate};
 use crate::config::Config;
 use crate::five_tuple::Family;
 use crate::quota::Usage;
@@ -29,6 +30,8 @@ pub struct Shared {
     /// By port: the shard of the allocation that has it.
     owners: Box<[AtomicU8]>,
     tables: Mutex<Tables>,
+    /// One bit for each shard there is.
+    shards: AtomicU32,
 }
 
 /// What the control plane changes under the lock.
@@ -36,6 +39,7 @@ pub(crate) struct Tables {
     pub(crate) ports: RelayPorts,
     pub(crate) reservations: Vec<Reservation>,
     pub(crate) usage: Usage,
+    bandwidth: Bucket,
 }
 
 /// The port after an EVEN-PORT one, held for a second Allocate request (RFC 8656 §7.2).
@@ -61,6 +65,40 @@ impl Tables {
     }
 }
 
+/// Octets of the total bandwidth limit that a shard takes at once, so that packets do not meet at
+/// one lock.
+const GRANT: u64 = 1 << 16;
+
+/// How long a shard waits that got no grant.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What is left of a shard's grant.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Grant {
+    octets: u64,
+    /// There while nothing is left and it is too early to ask again.
+    not_before: Option<Instant>,
+}
+
+impl Grant {
+    /// Takes `octets`, from a new grant if need be; false when the limit is reached.
+    pub(crate) fn take(&mut self, shared: &Shared, rate: Rate, octets: u64, now: Instant) -> bool {
+        if self.octets < octets {
+            if self.not_before.is_some_and(|at| now < at) {
+                return false;
+            }
+            if !shared.tables().bandwidth.take(rate, GRANT, now) {
+                self.not_before = Some(now + PAUSE);
+                return false;
+            }
+            self.not_before = None;
+            self.octets += GRANT;
+        }
+        self.octets -= octets;
+        true
+    }
+}
+
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared(..)")
@@ -76,10 +114,12 @@ impl Shared {
             seed,
             started: OnceLock::new(),
             owners: (0..=u16::MAX).map(|_| AtomicU8::new(NOBODY)).collect(),
+            shards: AtomicU32::new(0),
             tables: Mutex::new(Tables {
                 ports: RelayPorts::new(config.media_ports.clone()),
                 reservations: Vec::new(),
                 usage: Usage::default(),
+                bandwidth: Bucket::default(),
             }),
         })
     }
@@ -91,6 +131,15 @@ impl Shared {
     /// When the first shard was made, which is now if none was.
     pub(crate) fn started(&self, now: Instant) -> Instant {
         *self.started.get_or_init(|| now)
+    }
+
+    pub(crate) fn add_shard(&self, shard: ShardId) {
+        self.shards.fetch_or(1 << shard.0, Ordering::Relaxed);
+    }
+
+    /// Whether there is such a shard.
+    pub(crate) fn has_shard(&self, shard: ShardId) -> bool {
+        self.shards.load(Ordering::Relaxed) & 1 << shard.0 != 0
     }
 
     /// The tables, for the control plane only.

@@ -106,8 +106,8 @@ impl<'a> Control<'a> {
         let open = self.shard.snapshot()?.listeners;
         let missing: Vec<_> =
             wanted.iter().copied().filter(|address| !open.contains(address)).collect();
-        let opened = listener::open(&missing)?;
-        self.shard.serve(config, wanted, opened)?;
+        let opened = listener::open(&missing, self.shard.shards())?;
+        self.shard.serve(config, &wanted, opened)?;
         self.realm.clone_from(&slice.realm);
         self.users = slice.users.iter().map(|user| user.name.clone()).collect();
         Ok(())

@@ -2,17 +2,22 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+use sys::udp::{Fragmentation, set_fragmentation};
 
 use crate::ipc::Channel;
 use crate::message::{NET_SOCKET, NetReply, NetRequest};
 use crate::plan::Transport;
+use crate::relay::shard::NewListener;
 
-/// Octets of receive buffer that are asked for; the kernel gives at most net.core.rmem_max.
-const LISTENER_RECEIVE_BUFFER: usize = 8 << 20;
+/// Octets of buffers that are asked for; the kernel gives at most net.core.rmem_max and wmem_max.
+const LISTENER_BUFFER: usize = 8 << 20;
 const RELAY_RECEIVE_BUFFER: usize = 1 << 20;
 
 /// How long an address may take to appear on its NIC (it is tentative while IPv6 checks for
@@ -44,23 +49,31 @@ pub(super) enum OpenError {
     },
 }
 
-/// Opens a listener for each address, all or none.
+/// Opens a listener for each address, all or none: a socket for each shard, or, below port 1024,
+/// the one that postern-net holds.
 ///
 /// # Errors
 ///
 /// Returns why the first one that does not come within a few seconds does not.
-pub(super) fn open(addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, OpenError> {
+pub(super) fn open(addresses: &[SocketAddr], shards: usize) -> Result<Vec<NewListener>, OpenError> {
     let deadline = Instant::now() + PATIENCE;
     let (low, high): (Vec<_>, Vec<_>) =
         addresses.iter().partition(|address| address.port() < FIRST_UNPRIVILEGED_PORT);
-    let mut sockets = Vec::new();
+    let mut listeners = Vec::new();
     for address in high {
-        sockets.push(bind_in_time(address, deadline)?);
+        let sockets = patiently(deadline, || {
+            let sockets = (0..shards).map(|_| bind_listener(address)).collect::<io::Result<_>>();
+            sockets.map_err(|source| OpenError::Bind { address, source })
+        })?;
+        listeners.push(NewListener { address, sockets });
     }
     if !low.is_empty() {
-        sockets.extend(patiently(deadline, || fetch(Path::new(NET_SOCKET), &low))?);
+        let fetched = patiently(deadline, || fetch(Path::new(NET_SOCKET), &low))?;
+        let held = low.into_iter().zip(fetched);
+        listeners
+            .extend(held.map(|(address, socket)| NewListener { address, sockets: vec![socket] }));
     }
-    Ok(sockets)
+    Ok(listeners)
 }
 
 /// Binds the socket of a relay port.
@@ -69,17 +82,34 @@ pub(super) fn open(addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, OpenError
 ///
 /// Returns the error of bind(2) or of a socket option.
 pub(super) fn bind_relay(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    prepare(&socket, RELAY_RECEIVE_BUFFER)?;
+    let socket = unbound(address)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    setsockopt(&socket, sockopt::RcvBuf, &RELAY_RECEIVE_BUFFER)?;
+    setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+    // Errors come with the peer that they are about, RFC 8656 section 11.5.
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+    }
+    set_fragmentation(&socket, address.is_ipv6(), Fragmentation::Allowed)?;
     Ok(socket)
 }
 
-fn bind_in_time(address: SocketAddr, deadline: Instant) -> Result<UdpSocket, OpenError> {
-    patiently(deadline, || {
-        let socket = UdpSocket::bind(address)
-            .and_then(|socket| prepare(&socket, LISTENER_RECEIVE_BUFFER).map(|()| socket));
-        socket.map_err(|source| OpenError::Bind { address, source })
-    })
+/// Binds one shard's socket; the kernel gives each client to one of them.
+fn bind_listener(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = unbound(address)?;
+    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    prepare_listener(&socket)?;
+    Ok(socket)
+}
+
+/// With one call, for there may be many.
+fn unbound(address: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(UdpSocket::from(socket(family, SockType::Datagram, flags, None)?))
 }
 
 fn patiently<T>(
@@ -123,14 +153,16 @@ pub(super) fn fetch(net: &Path, addresses: &[SocketAddr]) -> Result<Vec<UdpSocke
             let index = held.iter().position(|(held, _)| held == address);
             let index = index.ok_or(OpenError::NotHeld { address: *address })?;
             let (_, socket) = held.swap_remove(index);
-            prepare(&socket, LISTENER_RECEIVE_BUFFER).map_err(failed)?;
+            socket.set_nonblocking(true).map_err(failed)?;
+            prepare_listener(&socket).map_err(failed)?;
             Ok(socket)
         })
         .collect()
 }
 
-fn prepare(socket: &UdpSocket, receive_buffer: usize) -> io::Result<()> {
-    socket.set_nonblocking(true)?;
-    setsockopt(socket, sockopt::RcvBuf, &receive_buffer)?;
+fn prepare_listener(socket: &UdpSocket) -> io::Result<()> {
+    setsockopt(socket, sockopt::RcvBuf, &LISTENER_BUFFER)?;
+    setsockopt(socket, sockopt::SndBuf, &LISTENER_BUFFER)?;
+    setsockopt(socket, sockopt::UdpGroSegment, &true)?;
     Ok(())
 }

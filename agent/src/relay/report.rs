@@ -48,7 +48,10 @@ pub(super) fn report(realm: &str, users: &[String], snapshot: &Snapshot) -> Valu
             "privileged-port": counters.privileged_port,
             "wrong-face": counters.wrong_face,
             "dead-own-address": counters.dead_own_address,
-            "not-sent": snapshot.not_sent,
+            "not-sent": snapshot.losses.not_sent,
+            "listener-buffer-full": snapshot.losses.listener_overflows,
+            "relay-buffer-full": snapshot.losses.relay_overflows,
+            "shard-queue-full": snapshot.losses.ring_overflows,
         },
     })
 }

@@ -35,6 +35,21 @@ impl SecurityLog {
         }
     }
 
+    /// A rule of the site's refuses what a user asks for.
+    pub(super) fn refused(
+        &mut self,
+        user: &str,
+        source: SocketAddr,
+        peer: Option<SocketAddr>,
+        rule: turn::Rule,
+        now: Instant,
+    ) {
+        if self.admit(now) {
+            let peer = peer.map(tracing::field::display);
+            tracing::warn!(user, %source, peer, rule = rule.name(), "refused");
+        }
+    }
+
     /// No port or no room for another allocation.
     pub(super) fn exhausted(&mut self, now: Instant) {
         if self.admit(now) {

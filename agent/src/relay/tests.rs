@@ -22,7 +22,7 @@ use turn::stun::{AttributeType, Class, Key, Message, Method, TransactionId, Writ
 
 use super::control::{self, Control};
 use super::listener::fetch;
-use super::shard::{Handle, Shard};
+use super::shard::{self, Handle};
 use crate::ipc::{self, Channel};
 use crate::message::{AGENT_SOCKET, NetReply, NetRequest, SliceReply, SliceRequest};
 use crate::plan::{
@@ -100,14 +100,16 @@ fn start_peer() -> Running {
     Running(command.spawn().expect("turnutils_peer of the package coturn"))
 }
 
-fn start_shard(log: &Log) -> Handle {
-    let (mut shard, handle) = Shard::new().unwrap();
-    let log = log.clone();
-    std::thread::spawn(move || {
-        let lines =
-            tracing_subscriber::fmt().with_writer(log).without_time().with_ansi(false).finish();
-        tracing::subscriber::with_default(lines, || shard.run().unwrap());
-    });
+fn start_shards(count: u8, log: &Log) -> Handle {
+    let (shards, handle) = shard::new(count).unwrap();
+    for mut shard in shards {
+        let log = log.clone();
+        std::thread::spawn(move || {
+            let lines =
+                tracing_subscriber::fmt().with_writer(log).without_time().with_ansi(false).finish();
+            tracing::subscriber::with_default(lines, || shard.run().unwrap());
+        });
+    }
     handle
 }
 
@@ -147,7 +149,7 @@ fn slice() -> RelaySlice {
 fn start() -> (Handle, Log) {
     enter_network();
     let log = Log::default();
-    let handle = start_shard(&log);
+    let handle = start_shards(1, &log);
     Control::new(&handle).swap(&slice()).unwrap();
     (handle, log)
 }
@@ -177,7 +179,7 @@ fn coturns_clients_reach_each_other_through_two_relays_without_loss() {
 
     let snapshot = handle.snapshot().unwrap();
     assert!(snapshot.counters.relayed_in_process >= 3 * 4 * 50, "{snapshot:?}");
-    assert_eq!((snapshot.counters.dead_own_address, snapshot.not_sent), (0, 0));
+    assert_eq!((snapshot.counters.dead_own_address, snapshot.losses.not_sent), (0, 0));
 }
 
 #[test]
@@ -192,7 +194,7 @@ fn coturns_client_reaches_a_declared_media_server_from_both_sides_without_loss()
 
     let snapshot = handle.snapshot().unwrap();
     assert_eq!(snapshot.counters.relayed_in_process, 0);
-    assert_eq!((snapshot.counters.wrong_face, snapshot.not_sent), (0, 0));
+    assert_eq!((snapshot.counters.wrong_face, snapshot.losses.not_sent), (0, 0));
 }
 
 #[test]
@@ -232,13 +234,13 @@ fn an_icmp_error_about_one_packet_does_not_cost_the_next_one() {
             (&[round][..], "198.51.100.168".parse().unwrap())
         );
     }
-    assert_eq!(handle.snapshot().unwrap().not_sent, 0);
+    assert_eq!(handle.snapshot().unwrap().losses.not_sent, 0);
 }
 
 #[test]
 fn a_relay_port_that_is_taken_on_one_face_is_passed_over() {
     enter_network();
-    let handle = start_shard(&Log::default());
+    let handle = start_shards(1, &Log::default());
     let narrow = RelaySlice { media_ports: (24000, 24001), ..slice() };
     Control::new(&handle).swap(&narrow).unwrap();
     let _taken = UdpSocket::bind("198.51.100.168:24000").unwrap();
@@ -292,7 +294,7 @@ fn a_swap_keeps_allocations_and_a_bad_slice_changes_nothing() {
 #[test]
 fn the_agent_is_answered_ready_report_failed_and_stopped() {
     enter_network();
-    let handle = start_shard(&Log::default());
+    let handle = start_shards(1, &Log::default());
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
     std::thread::spawn(move || Control::new(&handle).serve(&Channel::from_fd(theirs)));
@@ -340,7 +342,7 @@ fn the_agent_may_come_late_and_go_and_the_relay_goes_on_serving() {
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     std::fs::create_dir_all(Path::new(AGENT_SOCKET).parent().unwrap()).unwrap();
-    let handle = start_shard(&Log::default());
+    let handle = start_shards(1, &Log::default());
     std::thread::spawn(move || control::run(&handle));
     std::thread::sleep(Duration::from_millis(200));
 

@@ -1,36 +1,57 @@
-//! Requests other than Allocate: Binding, Refresh, CreatePermission, ChannelBind.
+//! Requests: who handles which, what is refused, and how answers leave.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Server, Tombstone};
-use crate::allocation::{Allocation, DEFAULT_LIFETIME, MAX_LIFETIME};
-use crate::channel::{BindError, ChannelNumber};
+use super::Server;
+use super::attributes::{lifetime_bytes, unknown_attributes};
+use crate::allocation::Allocation;
 use crate::credential::Identity;
-use crate::five_tuple::{Family, FiveTuple};
-use crate::output::Output;
-use crate::permission::Verdict;
-use crate::policy::Reach;
+use crate::five_tuple::FiveTuple;
+use crate::output::{Event, Output, Relayed};
+use crate::refusal::Rule;
 use crate::stun::{AttributeType, Class, ErrorCode, Key, Message, Method, Writer};
 
-/// Comprehension-required attributes that a request may carry.
-const KNOWN: [AttributeType; 12] = [
-    AttributeType::USERNAME,
-    AttributeType::USERHASH,
-    AttributeType::PASSWORD_ALGORITHM,
-    AttributeType::CHANNEL_NUMBER,
-    AttributeType::LIFETIME,
-    AttributeType::XOR_PEER_ADDRESS,
-    AttributeType::REALM,
-    AttributeType::NONCE,
-    AttributeType::REQUESTED_ADDRESS_FAMILY,
-    AttributeType::EVEN_PORT,
-    AttributeType::REQUESTED_TRANSPORT,
-    AttributeType::RESERVATION_TOKEN,
-];
+/// Why a request gets an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Failure {
+    pub(super) code: ErrorCode,
+    /// There when a rule of the site's refuses what the protocol allows.
+    pub(super) refusal: Option<(Rule, Option<SocketAddr>)>,
+}
 
-/// Ports of peers that no client gets to: services of the system.
-pub(super) const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+impl From<ErrorCode> for Failure {
+    fn from(code: ErrorCode) -> Self {
+        Self { code, refusal: None }
+    }
+}
+
+impl Failure {
+    /// A rule refuses the request.
+    pub(super) const fn rule(code: ErrorCode, rule: Rule) -> Self {
+        Self { code, refusal: Some((rule, None)) }
+    }
+
+    /// A rule refuses the peer.
+    pub(super) const fn peer(rule: Rule, peer: SocketAddr) -> Self {
+        Self { code: ErrorCode::FORBIDDEN, refusal: Some((rule, Some(peer))) }
+    }
+}
+
+/// What a request that went well is answered with.
+pub(super) enum Answer {
+    /// Nothing but success.
+    Success,
+    /// LIFETIME.
+    Lifetime(Duration),
+    /// LIFETIME and MOBILITY-TICKET.
+    Moved(Duration, [u8; crate::mobility::TICKET_LENGTH]),
+    /// The answer comes later, or came already.
+    Later,
+    /// Another shard answers.
+    Elsewhere(Relayed),
+}
 
 impl Server {
     pub(super) fn handle_request(
@@ -38,20 +59,23 @@ impl Server {
         client: FiveTuple,
         request: &Message<'_>,
         now: Instant,
-    ) {
+    ) -> Option<Relayed> {
         self.handle_timeout(now);
         match request.method() {
             Method::BINDING => self.handle_binding(client, request, now),
             Method::ALLOCATE
             | Method::REFRESH
             | Method::CREATE_PERMISSION
-            | Method::CHANNEL_BIND => {
+            | Method::CHANNEL_BIND
+            | Method::CONNECT
+            | Method::CONNECTION_BIND => {
                 if let Some(identity) = self.authenticate(client, request, now) {
-                    self.handle_authenticated(client, request, &identity, now);
+                    return self.handle_authenticated(client, request, &identity, now);
                 }
             }
             _ => self.counters.malformed += 1,
         }
+        None
     }
 
     /// RFC 8489 §6.3.1: Binding, which needs no credentials.
@@ -77,179 +101,68 @@ impl Server {
         request: &Message<'_>,
         identity: &Identity,
         now: Instant,
-    ) {
+    ) -> Option<Relayed> {
         let unknown = unknown_attributes(request);
         if !unknown.is_empty() {
             let writer = Writer::answer(Class::Error, request)
                 .error(ErrorCode::UNKNOWN_ATTRIBUTE)
                 .attribute(AttributeType::UNKNOWN_ATTRIBUTES, &unknown);
             self.reply(client, request, writer, Some(&identity.key));
-            return;
+            return None;
         }
         let result = match request.method() {
-            Method::ALLOCATE => match self.allocate(client, request, identity, now) {
-                Ok(()) => return,
-                Err(code) => Err(code),
-            },
+            Method::ALLOCATE => self.allocate(client, request, identity, now),
             Method::REFRESH => self.refresh(client, request, identity, now),
             Method::CREATE_PERMISSION => self.create_permission(client, request, identity, now),
-            _ => self.channel_bind(client, request, identity, now),
+            Method::CHANNEL_BIND => self.channel_bind(client, request, identity, now),
+            Method::CONNECT => self.connect(client, request, identity, now),
+            _ => self.connection_bind(client, request, identity, now),
         };
+        let success = || Writer::answer(Class::Success, request);
         let writer = match result {
-            Ok(None) => Writer::answer(Class::Success, request),
-            Ok(Some(lifetime)) => Writer::answer(Class::Success, request)
-                .attribute(AttributeType::LIFETIME, &lifetime_bytes(lifetime)),
-            Err(code) => {
-                self.count(code);
-                Writer::answer(Class::Error, request).error(code)
+            Ok(Answer::Later) => return None,
+            Ok(Answer::Elsewhere(relayed)) => {
+                self.counters.to_other_shard += 1;
+                return Some(relayed);
+            }
+            Ok(Answer::Success) => success(),
+            Ok(Answer::Lifetime(left)) => {
+                success().attribute(AttributeType::LIFETIME, &lifetime_bytes(left))
+            }
+            Ok(Answer::Moved(left, ticket)) => success()
+                .attribute(AttributeType::LIFETIME, &lifetime_bytes(left))
+                .attribute(AttributeType::MOBILITY_TICKET, &ticket),
+            Err(failure) => {
+                self.refuse(client, &identity.user, failure);
+                let writer = Writer::answer(Class::Error, request).error(failure.code);
+                self.with_alternate(client, failure.code, writer)
             }
         };
         self.reply(client, request, writer, Some(&identity.key));
+        None
     }
 
-    fn count(&mut self, code: ErrorCode) {
-        match code {
+    /// Counts and reports an error.
+    pub(super) fn refuse(&mut self, client: FiveTuple, user: &Arc<str>, failure: Failure) {
+        match failure.code {
             ErrorCode::FORBIDDEN => self.counters.forbidden += 1,
             ErrorCode::ALLOCATION_QUOTA_REACHED => self.counters.quota_reached += 1,
             ErrorCode::INSUFFICIENT_CAPACITY => self.counters.exhausted += 1,
             _ => {}
         }
-    }
-
-    /// RFC 8656 §8.2. Answers with the LIFETIME that is left.
-    fn refresh(
-        &mut self,
-        client: FiveTuple,
-        request: &Message<'_>,
-        identity: &Identity,
-        now: Instant,
-    ) -> Result<Option<Duration>, ErrorCode> {
-        let asked = lifetime(request)?;
-        let again = |tombstone: &Tombstone| {
-            tombstone.client == client
-                && tombstone.transaction == request.transaction()
-                && tombstone.user == identity.user
+        let Some((rule, peer)) = failure.refusal else {
+            return;
         };
-        if self.allocations.by_client(client).is_none() && self.tombstones.iter().any(again) {
-            return Ok(Some(Duration::ZERO));
+        self.counters.refused.count(rule);
+        if rule == Rule::MediaPorts {
+            self.outputs.push_back(Output::Event(Event::Exhausted));
         }
-        let allocation = self.own_allocation(client, identity, now)?;
-        if let Some(family) = requested_family(request)?
-            && family != Family::of(allocation.told)
-        {
-            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
-        }
-        if asked == Some(Duration::ZERO) {
-            self.free(client);
-            self.bury(Tombstone {
-                client,
-                transaction: request.transaction(),
-                user: identity.user.clone(),
-            });
-            return Ok(Some(Duration::ZERO));
-        }
-        let granted = granted_lifetime(asked);
-        self.allocations.set_expiry(client, now + granted);
-        Ok(Some(granted))
-    }
-
-    /// RFC 8656 §10.2: all peers or none.
-    fn create_permission(
-        &mut self,
-        client: FiveTuple,
-        request: &Message<'_>,
-        identity: &Identity,
-        now: Instant,
-    ) -> Result<Option<Duration>, ErrorCode> {
-        let limit = self.config.quotas.per_allocation;
-        let (side, family) = {
-            let allocation = self.own_allocation(client, identity, now)?;
-            (allocation.side, Family::of(allocation.told))
-        };
-        let mut peers = Vec::new();
-        let mut verdicts = Vec::new();
-        for peer in peers_of(request)? {
-            if Family::of(peer) != family {
-                return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
-            }
-            let reach = self.config.policy.reach(side, peer);
-            if matches!(reach, Reach::Forbidden(_)) {
-                return Err(ErrorCode::FORBIDDEN);
-            }
-            if !peers.contains(&peer) {
-                peers.push(peer);
-                verdicts.push(Verdict { reach, revision: self.revision });
-            }
-        }
-        let allocation = self.own_allocation(client, identity, now)?;
-        if !allocation.permissions.have_room(&peers, limit, now) {
-            return Err(ErrorCode::INSUFFICIENT_CAPACITY);
-        }
-        for (peer, verdict) in peers.into_iter().zip(verdicts) {
-            allocation.permissions.install(peer, verdict, now);
-        }
-        Ok(None)
-    }
-
-    /// RFC 8656 §12.2; installs a permission too.
-    fn channel_bind(
-        &mut self,
-        client: FiveTuple,
-        request: &Message<'_>,
-        identity: &Identity,
-        now: Instant,
-    ) -> Result<Option<Duration>, ErrorCode> {
-        let limit = self.config.quotas.per_allocation;
-        let (side, family) = {
-            let allocation = self.own_allocation(client, identity, now)?;
-            (allocation.side, Family::of(allocation.told))
-        };
-        let number = request
-            .attribute(AttributeType::CHANNEL_NUMBER)
-            .and_then(|value| <[u8; 4]>::try_from(value).ok())
-            .and_then(|value| ChannelNumber::new(u16::from_be_bytes([value[0], value[1]])))
-            .ok_or(ErrorCode::BAD_REQUEST)?;
-        let peer =
-            request.xor_address(AttributeType::XOR_PEER_ADDRESS).ok_or(ErrorCode::BAD_REQUEST)?;
-        if Family::of(peer.ip()) != family {
-            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
-        }
-        let verdict = Verdict { reach: self.reach_port(side, peer)?, revision: self.revision };
-        let allocation = self.own_allocation(client, identity, now)?;
-        match allocation.channels.check(number, peer, limit, now) {
-            Err(BindError::Conflict) => return Err(ErrorCode::BAD_REQUEST),
-            Err(BindError::Full) => return Err(ErrorCode::INSUFFICIENT_CAPACITY),
-            Ok(()) => {}
-        }
-        if !allocation.permissions.have_room(&[peer.ip()], limit, now) {
-            return Err(ErrorCode::INSUFFICIENT_CAPACITY);
-        }
-        allocation.permissions.install(peer.ip(), verdict, now);
-        allocation.channels.bind(number, peer, verdict, now);
-        Ok(None)
-    }
-
-    /// The policy's word on a peer address with its port.
-    fn reach_port(
-        &self,
-        side: crate::five_tuple::Side,
-        peer: SocketAddr,
-    ) -> Result<Reach, ErrorCode> {
-        let reach = self.config.policy.reach(side, peer.ip());
-        let port_is_open = match reach {
-            Reach::OwnRelay => self.shared.tables().ports.contains(peer.port()),
-            Reach::Peer(_) => true,
-            Reach::Forbidden(_) => false,
-        };
-        if port_is_open && peer.port() >= FIRST_UNPRIVILEGED_PORT {
-            Ok(reach)
-        } else {
-            Err(ErrorCode::FORBIDDEN)
-        }
+        let (user, code) = (Arc::clone(user), failure.code);
+        self.outputs.push_back(Output::Event(Event::Refused { client, user, peer, rule, code }));
     }
 
     /// The client's allocation, if this user made it (RFC 8656 §5).
-    fn own_allocation(
+    pub(super) fn own_allocation(
         &mut self,
         client: FiveTuple,
         identity: &Identity,
@@ -257,7 +170,7 @@ impl Server {
     ) -> Result<&mut Allocation, ErrorCode> {
         let allocation = self
             .allocations
-            .by_client(client)
+            .by_client(&client)
             .filter(|allocation| allocation.is_live(now))
             .ok_or(ErrorCode::ALLOCATION_MISMATCH)?;
         if allocation.user == identity.user {
@@ -295,58 +208,4 @@ impl Server {
         }
         self.outputs.push_back(Output::Reply { client, message: writer.finish() });
     }
-}
-
-/// The value of UNKNOWN-ATTRIBUTES for what `message` has and nobody here knows.
-pub(super) fn unknown_attributes(message: &Message<'_>) -> Vec<u8> {
-    let known = |kind: AttributeType| {
-        !kind.is_comprehension_required()
-            || KNOWN.contains(&kind)
-            || kind == AttributeType::DATA && message.method() == Method::SEND
-    };
-    let mut unknown: Vec<_> =
-        message.attributes().map(|(kind, _)| kind).filter(|kind| !known(*kind)).collect();
-    unknown.sort_unstable();
-    unknown.dedup();
-    unknown.into_iter().flat_map(|kind| kind.0.to_be_bytes()).collect()
-}
-
-/// LIFETIME of a request.
-pub(super) fn lifetime(request: &Message<'_>) -> Result<Option<Duration>, ErrorCode> {
-    let Some(value) = request.attribute(AttributeType::LIFETIME) else {
-        return Ok(None);
-    };
-    let value = <[u8; 4]>::try_from(value).map_err(|_| ErrorCode::BAD_REQUEST)?;
-    Ok(Some(Duration::from_secs(u32::from_be_bytes(value).into())))
-}
-
-/// What a client gets that asked for this (RFC 8656 §7.2).
-pub(super) fn granted_lifetime(asked: Option<Duration>) -> Duration {
-    asked.unwrap_or(DEFAULT_LIFETIME).clamp(DEFAULT_LIFETIME, MAX_LIFETIME)
-}
-
-pub(super) fn lifetime_bytes(lifetime: Duration) -> [u8; 4] {
-    u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
-}
-
-/// REQUESTED-ADDRESS-FAMILY of a request; an unknown family is one this server does not have.
-pub(super) fn requested_family(request: &Message<'_>) -> Result<Option<Family>, ErrorCode> {
-    match request.attribute(AttributeType::REQUESTED_ADDRESS_FAMILY) {
-        None => Ok(None),
-        Some([1, _, _, _]) => Ok(Some(Family::V4)),
-        Some([2, _, _, _]) => Ok(Some(Family::V6)),
-        Some([_, _, _, _]) => Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED),
-        Some(_) => Err(ErrorCode::BAD_REQUEST),
-    }
-}
-
-/// Every XOR-PEER-ADDRESS of a CreatePermission request; at least one.
-fn peers_of(request: &Message<'_>) -> Result<Vec<IpAddr>, ErrorCode> {
-    let peers: Option<Vec<_>> = request
-        .attributes()
-        .filter(|(kind, _)| *kind == AttributeType::XOR_PEER_ADDRESS)
-        .map(|(_, value)| crate::stun::decode_xor_address(value, request.transaction()))
-        .map(|address| address.map(|address| address.ip()))
-        .collect();
-    peers.filter(|peers| !peers.is_empty()).ok_or(ErrorCode::BAD_REQUEST)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use postern_turn::stun::{AttributeType, Method};
-use postern_turn::{Event, FiveTuple, Quotas, RelaySocket, Settings, Side, Status};
+use postern_turn::stun::{AttributeType, ErrorCode, Method};
+use postern_turn::{Event, FiveTuple, Quotas, RelaySocket, Rule, Settings, Side, Status};
 
 use crate::lab::{LAN1, LAN2, Lab, NAT, Reply, at, guest, insider, ip, settings};
 
@@ -151,7 +151,14 @@ fn the_range_is_never_left_and_its_end_gives_508_and_an_event() {
 
     assert_eq!(ports, (24000..=24031).collect());
     assert_eq!(reply.code(), 508);
-    assert_eq!(lab.events, [Event::Exhausted]);
+    let refused = Event::Refused {
+        client: guest(33),
+        user: "alice".into(),
+        peer: None,
+        rule: Rule::MediaPorts,
+        code: ErrorCode::INSUFFICIENT_CAPACITY,
+    };
+    assert_eq!(lab.events, [Event::Exhausted, refused]);
     assert_eq!(lab.server.counters().exhausted, 1);
     let alice = lab.alice(guest(5));
     lab.refresh(guest(5), &alice, 0);
@@ -249,7 +256,7 @@ fn status_counts_clients_and_relays() {
     lab.allocate(guest(1));
     lab.allocate(guest(2));
 
-    let expected = Status { active_clients: 2, active_relays_tcp: 0, active_relays_udp: 2 };
+    let expected = Status { active_clients: 2, active_relays_udp: 2, ..Status::default() };
     assert_eq!(lab.server.status(), expected);
     assert_eq!(lab.server.counters().allocations, 2);
 }

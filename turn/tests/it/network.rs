@@ -359,7 +359,7 @@ impl World {
         let name: u16 = std::str::from_utf8(data).unwrap()[1..].parse().unwrap();
         let client = self.clients.iter().find(|client| client.name == name).unwrap();
         let allocations = self.shards[shard].allocations(self.now);
-        let own = allocations.iter().find(|one| one.relayed.port() == relay.0).unwrap();
+        let own = allocations.iter().find(|one| one.relayed[0].port() == relay.0).unwrap();
         assert_eq!(own.client, client.tuple);
         assert!(client.asked.contains(&peer.ip()), "{peer} was never asked for");
         let of = if client.tuple.server.ip() == ip(LAN1) { Side::Inside } else { Side::Outside };

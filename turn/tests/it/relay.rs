@@ -7,7 +7,7 @@ use postern_turn::{Destination, Settings, Side};
 
 use crate::lab::{
     LAN1, LAN2, Lab, MEDIA_SERVER, NAT, OUTSIDE_PEER, at, channel_data, data_indication, guest,
-    insider, ip, settings, to_peer,
+    insider, ip, settings, to_peer, wire,
 };
 
 #[test]
@@ -96,7 +96,7 @@ fn packets_without_permission_channel_or_allocation_are_counted_and_dropped() {
 }
 
 #[test]
-fn a_send_indication_with_dont_fragment_is_dropped() {
+fn a_send_indication_with_dont_fragment_leaves_with_that_bit_and_no_other_packet_does() {
     let mut lab = Lab::new();
     let (login, _) = lab.allocate(guest(1));
     lab.permit(guest(1), &login, &["198.51.100.180"]);
@@ -107,8 +107,15 @@ fn a_send_indication_with_dont_fragment_is_dropped() {
         .attribute(AttributeType::DATA, b"x")
         .finish();
 
-    assert_eq!(lab.server.handle_client(guest(1), &datagram, lab.now), None);
-    assert_eq!(lab.server.counters().malformed, 1);
+    let relayed = lab.server.handle_client(guest(1), &datagram, lab.now).unwrap();
+    assert!(relayed.dont_fragment);
+    assert_eq!(wire(&relayed, &datagram).1, b"x");
+
+    let plain = Writer::new(Class::Indication, Method::SEND, transaction)
+        .xor_address(AttributeType::XOR_PEER_ADDRESS, at(MEDIA_SERVER))
+        .attribute(AttributeType::DATA, b"x")
+        .finish();
+    assert!(!lab.server.handle_client(guest(1), &plain, lab.now).unwrap().dont_fragment);
 }
 
 #[test]

@@ -31,6 +31,7 @@ fn unknown_comprehension_required_attributes_are_listed_in_420() {
     let allocate = lab
         .begin_allocate()
         .attribute(AttributeType::DONT_FRAGMENT, &[])
+        .attribute(AttributeType(0x009A), &[])
         .attribute(odd, &[1])
         .attribute(optional, &[1]);
     let allocate = lab.ask(guest(1), &login, allocate);
@@ -40,7 +41,7 @@ fn unknown_comprehension_required_attributes_are_listed_in_420() {
         reply.message().attribute(AttributeType::UNKNOWN_ATTRIBUTES).unwrap().to_vec()
     };
     assert_eq!(listed(&binding), [0x00, 0x99]);
-    assert_eq!(listed(&allocate), [0x00, 0x1A, 0x00, 0x99]);
+    assert_eq!(listed(&allocate), [0x00, 0x99, 0x00, 0x9A]);
 }
 
 #[test]
@@ -48,7 +49,7 @@ fn responses_unknown_methods_and_other_protocols_are_dropped() {
     let mut lab = Lab::new();
     let transaction = lab.transaction();
     let success = postern_turn::stun::Writer::new(Class::Success, Method::BINDING, transaction);
-    let unknown = lab.begin(Method(0x00A)).finish();
+    let unknown = lab.begin(Method(0x00D)).finish();
 
     for datagram in [&success.finish(), &unknown, &vec![0x80; 40], &vec![0x16, 3, 1], &vec![]] {
         assert_eq!(lab.send(guest(1), datagram), None);
