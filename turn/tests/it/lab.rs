@@ -5,15 +5,15 @@
 //!   .180 media server ── LAN1 .168 [box] LAN2 .61 ── static NAT 203.0.113.156
 //! ```
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postern_turn::stun::{AttributeType, Class, Key, Message, Method, TransactionId, Writer};
 use postern_turn::{
-    Config, Destination, Event, Face, Family, FiveTuple, Output, RelayPort, RelaySocket, Relayed,
-    Server, Settings, ShardId, Shared, Side, Transport,
+    Config, Destination, Errand, Event, Face, Family, FiveTuple, Output, RelayPort, RelaySocket,
+    Relayed, Server, Settings, ShardId, Shared, Side, Transport,
 };
 
 pub(crate) const REALM: &str = "example.org";
@@ -70,8 +70,24 @@ pub(crate) fn insider(port: u16) -> FiveTuple {
     FiveTuple { transport: Transport::Udp, client, server: at("198.51.100.168:3478") }
 }
 
+/// The same client over TCP.
+pub(crate) fn tcp(client: FiveTuple) -> FiveTuple {
+    FiveTuple { transport: Transport::Tcp, ..client }
+}
+
 pub(crate) struct Lab {
+    /// Shard 0.
     pub(crate) server: Server,
+    /// The other shards.
+    pub(crate) others: Vec<Server>,
+    /// Which shard the kernel gives a client's datagrams to; 0 when it is not here.
+    pub(crate) homes: BTreeMap<FiveTuple, u8>,
+    /// Which shard has a relay port.
+    pub(crate) owners: BTreeMap<RelayPort, u8>,
+    /// What else the shards wanted done, oldest first.
+    pub(crate) wanted: Vec<Output>,
+    /// Ports that another program holds in IPv6 only.
+    pub(crate) held_v6: BTreeSet<u16>,
     pub(crate) now: Instant,
     pub(crate) open: BTreeSet<RelayPort>,
     pub(crate) last_opened: Vec<RelaySocket>,
@@ -97,11 +113,22 @@ impl Lab {
     }
 
     pub(crate) fn with(settings: Settings) -> Self {
+        Self::sharded(settings, 1)
+    }
+
+    /// A relay of so many shards. Clients come in on shard 0 unless `homes` says otherwise.
+    pub(crate) fn sharded(settings: Settings, shards: u8) -> Self {
         let now = epoch();
         let config = Arc::new(Config::new(settings).unwrap());
         let shared = Shared::new(&config, [7; 32]);
+        let shard = |id| Server::new(Arc::clone(&shared), ShardId(id), Arc::clone(&config), now);
         Self {
-            server: Server::new(shared, ShardId(0), config, now),
+            server: shard(0),
+            others: (1..shards).map(shard).collect(),
+            homes: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            wanted: Vec::new(),
+            held_v6: BTreeSet::new(),
             now,
             open: BTreeSet::new(),
             last_opened: Vec::new(),
@@ -115,41 +142,104 @@ impl Lab {
 
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.server.handle_timeout(self.now);
+        let now = self.now;
+        for id in 0..=self.others.len() {
+            self.shard(u8::try_from(id).unwrap()).handle_timeout(now);
+        }
         self.drain();
     }
 
+    pub(crate) fn shard(&mut self, id: u8) -> &mut Server {
+        match id {
+            0 => &mut self.server,
+            id => &mut self.others[usize::from(id) - 1],
+        }
+    }
+
+    /// What a client sends, on whatever shard it ends.
+    pub(crate) fn handle(
+        &mut self,
+        client: FiveTuple,
+        datagram: &[u8],
+    ) -> Option<(Destination, Vec<u8>)> {
+        let mut shard = self.homes.get(&client).copied().unwrap_or(0);
+        for _ in 0..3 {
+            let now = self.now;
+            let relayed = self.shard(shard).handle_client(client, datagram, now)?;
+            let payload = &datagram[relayed.payload.clone()];
+            match relayed.to {
+                Destination::Shard { shard: other, errand: Errand::Client(of) } => {
+                    assert_eq!((of, payload), (client, datagram));
+                    shard = other.0;
+                    if client.transport == Transport::Tcp {
+                        self.homes.insert(client, shard);
+                    }
+                }
+                Destination::Shard { shard, errand: Errand::Relay { origin, target } } => {
+                    let relayed = self.shard(shard.0).handle_relay(origin, target, payload, now);
+                    return relayed.map(|relayed| wire(&relayed, payload));
+                }
+                _ => return Some(wire(&relayed, datagram)),
+            }
+        }
+        panic!("a datagram goes round between shards");
+    }
+
     pub(crate) fn drain(&mut self) {
+        let mut timeout = None;
+        for id in 0..=self.others.len() {
+            let next = self.drain_shard(u8::try_from(id).unwrap());
+            timeout = [timeout, next].into_iter().flatten().min();
+        }
+        self.timeout = timeout;
+    }
+
+    fn drain_shard(&mut self, id: u8) -> Option<Instant> {
+        let now = self.now;
         loop {
-            match self.server.poll_output() {
+            match self.shard(id).poll_output() {
                 Output::Reply { client, message } => self.replies.push_back((client, message)),
                 Output::OpenRelay { relay, sockets, .. } => {
                     if self.held.contains(&relay.0) {
-                        self.server.handle_relay_refused(relay, self.now);
+                        self.shard(id).handle_relay_refused(relay, now);
                     } else {
                         assert!(self.open.insert(relay), "{relay:?} is open already");
                         let families: BTreeSet<_> =
                             sockets.iter().map(|s| Family::of(s.address.ip())).collect();
-                        let families: Vec<_> = families.into_iter().collect();
+                        let mut families: Vec<_> = families.into_iter().collect();
+                        if self.held_v6.contains(&relay.0) {
+                            families.retain(|family| *family == Family::V4);
+                        }
                         self.last_opened = sockets;
-                        self.server.handle_relay_opened(relay, &families, self.now);
+                        self.owners.insert(relay, id);
+                        self.shard(id).handle_relay_opened(relay, &families, now);
                     }
                 }
                 Output::CloseRelay(port) => {
                     self.open.remove(&port);
                 }
                 Output::Event(event) => self.events.push(event),
-                other @ (Output::CloseFamily(..)
-                | Output::Connect { .. }
-                | Output::ConnectInside { .. }
-                | Output::Join { .. }
-                | Output::CloseConnection(_)) => panic!("{other:?} was not expected"),
-                Output::Timeout(timeout) => {
-                    self.timeout = timeout;
-                    return;
-                }
+                Output::Timeout(timeout) => return timeout,
+                other => self.wanted.push(other),
             }
         }
+    }
+
+    /// Another configuration, on every shard.
+    pub(crate) fn set_config(&mut self, settings: Settings) {
+        let config = Arc::new(Config::new(settings).unwrap());
+        let now = self.now;
+        for id in 0..=self.others.len() {
+            let config = Arc::clone(&config);
+            self.shard(u8::try_from(id).unwrap()).set_config(config, now);
+        }
+        self.drain();
+    }
+
+    /// What was sent to clients and nobody looked at.
+    pub(crate) fn said(&mut self) -> Vec<(FiveTuple, Vec<u8>)> {
+        self.drain();
+        self.replies.drain(..).collect()
     }
 
     /// Drains and does not look at the replies.
@@ -167,8 +257,7 @@ impl Lab {
 
     /// Sends a datagram that is no packet to relay, and returns the reply.
     pub(crate) fn send(&mut self, client: FiveTuple, datagram: &[u8]) -> Option<Vec<u8>> {
-        let relayed = self.server.handle_client(client, datagram, self.now);
-        assert_eq!(relayed, None);
+        assert_eq!(self.handle(client, datagram), None);
         self.drain();
         let (to, reply) = self.replies.pop_front()?;
         assert_eq!(to, client);
@@ -262,8 +351,7 @@ impl Lab {
             .xor_address(AttributeType::XOR_PEER_ADDRESS, peer)
             .attribute(AttributeType::DATA, data)
             .finish();
-        let relayed = self.server.handle_client(client, &datagram, self.now);
-        relayed.map(|relayed| wire(&relayed, &datagram))
+        self.handle(client, &datagram)
     }
 
     /// Sends data through a channel.
@@ -273,9 +361,7 @@ impl Lab {
         number: u16,
         data: &[u8],
     ) -> Option<(Destination, Vec<u8>)> {
-        let datagram = channel_data(number, data);
-        let relayed = self.server.handle_client(client, &datagram, self.now);
-        relayed.map(|relayed| wire(&relayed, &datagram))
+        self.handle(client, &channel_data(number, data))
     }
 
     /// A datagram arrives at a relay port.
@@ -286,7 +372,10 @@ impl Lab {
         peer: SocketAddr,
         data: &[u8],
     ) -> Option<(Destination, Vec<u8>)> {
-        let relayed = self.server.handle_peer(RelayPort(relay), face, peer, data, self.now);
+        let relay = RelayPort(relay);
+        let owner = self.owners.get(&relay).copied().unwrap_or(0);
+        let now = self.now;
+        let relayed = self.shard(owner).handle_peer(relay, face, peer, data, now);
         relayed.map(|relayed| wire(&relayed, data))
     }
 }
@@ -327,6 +416,27 @@ impl Reply {
     pub(crate) fn relayed(&self) -> SocketAddr {
         assert_eq!(self.code(), 0);
         self.message().xor_address(AttributeType::XOR_RELAYED_ADDRESS).unwrap()
+    }
+
+    /// The value of an attribute that must be there.
+    pub(crate) fn value(&self, kind: AttributeType) -> Vec<u8> {
+        self.message().attribute(kind).unwrap().to_vec()
+    }
+
+    /// Every XOR-RELAYED-ADDRESS.
+    pub(crate) fn all_relayed(&self) -> Vec<SocketAddr> {
+        assert_eq!(self.code(), 0);
+        let message = self.message();
+        let relayed =
+            message.attributes().filter(|(kind, _)| *kind == AttributeType::XOR_RELAYED_ADDRESS);
+        let only = |value: &[u8]| {
+            let copy = Writer::new(Class::Success, Method::ALLOCATE, message.transaction())
+                .attribute(AttributeType::XOR_RELAYED_ADDRESS, value)
+                .finish();
+            let copy = Message::parse(&copy).unwrap();
+            copy.xor_address(AttributeType::XOR_RELAYED_ADDRESS).unwrap()
+        };
+        relayed.map(|(_, value)| only(value)).collect()
     }
 
     pub(crate) fn lifetime(&self) -> u32 {
