@@ -30,11 +30,11 @@ impl Frames {
     /// Takes frames, each with its `virtio_net_hdr` in front.
     #[must_use]
     pub fn new(bytes: Vec<Box<[u8]>>) -> Self {
-        let vector = |frame: &Box<[u8]>| libc::iovec {
+        let vector = |frame: &[u8]| libc::iovec {
             iov_base: frame.as_ptr().cast_mut().cast(),
             iov_len: frame.len(),
         };
-        let mut vectors: Box<[_]> = bytes.iter().map(vector).collect();
+        let mut vectors: Box<[_]> = bytes.iter().map(|frame| vector(frame)).collect();
         let header = |vector: &mut libc::iovec| libc::mmsghdr {
             msg_hdr: libc::msghdr {
                 msg_name: std::ptr::null_mut(),
@@ -145,17 +145,20 @@ fn bind(socket: &OwnedFd, interface: libc::c_uint) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::process::Command;
     use std::time::Duration;
+
+    use nix::sched::{CloneFlags, unshare};
 
     use super::{Frames, PacketSocket};
 
-    /// An IPv4 UDP datagram to a port of 127.0.0.1, in a frame for the loopback link.
+    /// A UDP datagram from 198.51.100.1 to 192.0.2.1, in a frame for the loopback link.
     fn frame(port: u16, payload: &[u8]) -> Box<[u8]> {
         let mut bytes = vec![0; 10];
         bytes.extend([0; 12]);
         bytes.extend([8, 0]);
         let length = u8::try_from(28 + payload.len()).unwrap();
-        let ip = [0x45, 0, 0, length, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1];
+        let ip = [0x45, 0, 0, length, 0, 0, 0, 0, 64, 17, 0, 0, 198, 51, 100, 1, 192, 0, 2, 1];
         let words = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
         let sum: u32 = words.sum();
         let sum = !u16::try_from((sum & 0xFFFF) + (sum >> 16)).unwrap();
@@ -168,10 +171,14 @@ mod tests {
         bytes.into()
     }
 
-    /// Needs CAP_NET_RAW, as the load generator does.
+    /// Needs root, as the load generator does.
     #[test]
     fn frames_reach_a_socket_in_order_and_again() {
-        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let script = "ip link set lo up && ip address add 192.0.2.1/32 dev lo &&
+            ip route add 198.51.100.0/24 dev lo";
+        assert!(Command::new("sh").args(["-c", script]).status().unwrap().success());
+        let receiver = UdpSocket::bind("192.0.2.1:0").unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let port = receiver.local_addr().unwrap().port();
         let mut frames = Frames::new(vec![frame(port, b"one"), frame(port, b"two")]);
