@@ -1,6 +1,7 @@
 //! `cargo ci bench`: what the project promises, measured. Prints figures and asserts nothing on
 //! time.
 
+pub mod abuse;
 mod contender;
 mod field;
 pub mod load;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use postern_ci::artifacts::{self, Artifacts};
-use postern_ci::bench::{self, load, relay};
+use postern_ci::bench::{self, abuse, load, relay};
 use postern_ci::{check, demo, fuzz, packages};
 
 /// Every check, the tests and the demo; installs by apt what is missing, after saying so.
@@ -64,6 +64,8 @@ enum Bench {
         #[arg(long)]
         no_peer: bool,
     },
+    /// The relay under attack: what that costs the media beside it.
+    Abuse,
 }
 
 fn main() -> ExitCode {
@@ -103,6 +105,7 @@ fn measure(what: Bench) -> Result<()> {
     }
     let program = std::env::current_exe()?;
     match what {
+        Bench::Abuse => abuse::run(&program, artifacts.agent),
         Bench::Relay { rounds, only, no_peer } => {
             relay::run(&program, artifacts.agent, &relay::Options { rounds, only, no_peer })
         }

@@ -8,11 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use turn::stun::{Class, Method, TransactionId, Writer};
 
 use crate::bench::field::{Field, INSIDE, MEDIA_PORTS, OUTSIDE, PEER, SERVER};
 use crate::bench::load::namespace;
 use crate::bench::processor::{self, Priority};
+use crate::lab::host;
 use crate::relay_server::RelaySettings;
 
 /// REALM, and the one user with its password.
@@ -80,7 +83,8 @@ impl Contender {
         })?;
         let begun = Instant::now();
         let child = command.spawn().context("cannot run nsenter(1)")?;
-        let mut relay = Relay { child, started_in: Duration::ZERO, log };
+        let report = folder.join("slice.json.report");
+        let mut relay = Relay { child, started_in: Duration::ZERO, log, report };
         await_answer(&probe, &mut relay, begun)?;
         relay.started_in = begun.elapsed();
         Ok(relay)
@@ -160,6 +164,8 @@ pub(crate) struct Relay {
     /// From its start to its first answer.
     pub(crate) started_in: Duration,
     log: PathBuf,
+    /// Where our relay writes its status when it is told to.
+    report: PathBuf,
 }
 
 impl Relay {
@@ -176,6 +182,20 @@ impl Relay {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().rev().take(15).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// The status object of our relay.
+    ///
+    /// # Errors
+    ///
+    /// Says when it does not come.
+    pub(crate) fn report(&self) -> Result<serde_json::Value> {
+        if self.report.exists() {
+            fs::remove_file(&self.report)?;
+        }
+        kill(Pid::from_raw(i32::try_from(self.process())?), Signal::SIGUSR1)?;
+        let report = host::eventually(PATIENCE, || Ok(fs::read(&self.report)?))?;
+        Ok(serde_json::from_slice(&report)?)
     }
 
     /// Says what it said when it has ended.

@@ -4,7 +4,8 @@
 //! clients 10.9.0.0/16 ── c0 10.8.1.2 ── s0 10.8.1.1 │ s1 10.8.2.1 ── p0 10.8.2.2 peers
 //! ```
 //!
-//! Every address of 10.9.0.0/16 is the client namespace's own, so that each client can have one.
+//! Every address of 10.9.0.0/16 is the client namespace's own, so that each client can have one;
+//! those of 10.10.0.0/16 and ports below 16384 are nobody's, and answers to them are dropped.
 //! Neighbours are permanent and IPv6 is off: nothing but the load crosses a link. What the relay
 //! sends is dropped where it arrives, before the namespace's network stack costs the relay's core
 //! anything; the counters of the link say how much came.
@@ -73,7 +74,7 @@ impl Field {
         field.server.run(&format!(
             "ip address add {OUTSIDE}/24 dev s0; ip link set s0 up
              ip neighbour replace 10.8.1.2 lladdr {c0} nud permanent dev s0
-             ip route add 10.9.0.0/16 via 10.8.1.2
+             ip route add 10.9.0.0/16 via 10.8.1.2; ip route add 10.10.0.0/16 via 10.8.1.2
              ip address add {INSIDE}/24 dev s1; ip link set s1 up
              ip neighbour replace {PEER} lladdr {p0} nud permanent dev s1"
         ))?;
@@ -82,7 +83,9 @@ impl Field {
              ip neighbour replace {INSIDE} lladdr {s1} nud permanent dev p0"
         ))?;
         // ChannelData begins with the bits 01; replies to clients begin with 00 and pass.
-        sink(&field.clients, "c0", "udp sport 3478 @th,64,8 & 0xc0 == 0x40 drop")?;
+        let media = "udp sport 3478 @th,64,8 & 0xc0 == 0x40 drop";
+        let nobodys = "udp sport 3478 udp dport 0-16383 drop\nip daddr 10.10.0.0/16 drop";
+        sink(&field.clients, "c0", &format!("{media}\n{nobodys}"))?;
         sink(&field.peers, "p0", "meta l4proto udp drop")?;
         Ok(field)
     }

@@ -10,6 +10,7 @@
 //! 1. Everything it sends stays in the namespaces of [`Field`].
 //! 2. Every command ends: load is bounded in time, requests in number and patience.
 
+pub(super) mod attack;
 pub(super) mod client;
 mod counter;
 mod flow;
@@ -17,6 +18,7 @@ mod frame;
 pub(super) mod namespace;
 mod offer;
 mod process;
+mod trickle;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::bench::load::process::{Arguments, serve};
 
 use crate::bench::field::Field;
+use crate::bench::load::attack::Attack;
 use crate::bench::processor::{self, Priority};
 
 /// Where relayed packets come from and where they go.
@@ -67,8 +70,21 @@ enum Ask {
     AllocateInTurn { count: u16, relay: u32 },
     /// Makes this many allocations and keeps them.
     Hold { count: u16 },
+    /// Media of the prepared shape at this rate, and an attack beside it.
+    Beside { media_per_second: f64, attack: Beside, relay: u32 },
+    /// Tries every disguise of a forbidden peer, with the first of the prepared clients.
+    Disguises,
     /// Frees every allocation.
     Free,
+}
+
+/// What goes on beside media.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Beside {
+    /// A flood at this many packets per second; `None`: as many as go.
+    Flood(Attack, Option<f64>),
+    /// So many TCP connections that never finish a message.
+    SlowTcp(u16),
 }
 
 /// What it answers.
@@ -77,6 +93,8 @@ enum Answer {
     Done,
     Offered(Offered),
     Allocated(Allocated),
+    Attacked(Attacked),
+    Granted(Vec<String>),
     Failed(String),
 }
 
@@ -117,6 +135,17 @@ impl Offered {
     pub(crate) fn seconds_per_million(&self) -> f64 {
         real(self.relay_time) / 1e3 / real(self.arrived.max(1))
     }
+}
+
+/// Media beside an attack.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Attacked {
+    /// The media, counted to the last packet.
+    pub(crate) media: Offered,
+    /// Packets of the attack that were sent.
+    pub(crate) sent: u64,
+    /// TCP connections that the relay has closed.
+    pub(crate) closed: u64,
 }
 
 /// CPU time of the relay for each of many allocations.
@@ -201,6 +230,35 @@ impl Generator {
     /// Says what the relay refused.
     pub(crate) fn hold(&mut self, count: u16) -> Result<()> {
         self.done(Ask::Hold { count })
+    }
+
+    /// Sends media of the prepared shape with an attack beside it.
+    ///
+    /// # Errors
+    ///
+    /// Says what the generator could not do.
+    pub(crate) fn beside(
+        &mut self,
+        media_per_second: f64,
+        attack: Beside,
+        relay: u32,
+    ) -> Result<Attacked> {
+        match self.ask(Ask::Beside { media_per_second, attack, relay })? {
+            Answer::Attacked(attacked) => Ok(attacked),
+            other => bail!("an answer to something else: {other:?}"),
+        }
+    }
+
+    /// Tries every disguise of a forbidden peer and returns those that were let through.
+    ///
+    /// # Errors
+    ///
+    /// Says when the relay does not answer.
+    pub(crate) fn disguises(&mut self) -> Result<Vec<String>> {
+        match self.ask(Ask::Disguises)? {
+            Answer::Granted(granted) => Ok(granted),
+            other => bail!("an answer to something else: {other:?}"),
+        }
     }
 
     /// Frees every allocation.

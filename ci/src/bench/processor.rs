@@ -45,6 +45,11 @@ impl Priority {
         Ok(Self { real_time })
     }
 
+    /// What every process has: enough where nothing depends on time.
+    pub(crate) const fn ordinary() -> Self {
+        Self { real_time: false }
+    }
+
     /// A command that will run `program` on that core and ends when this thread ends.
     pub(super) fn command(
         self,

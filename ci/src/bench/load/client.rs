@@ -73,7 +73,8 @@ impl Client {
         let writer = Writer::new(Class::Request, Method::ALLOCATE, transaction()?);
         let refusal = self.exchange(transport(writer).finish())?;
         let message = refusal.message()?;
-        ensure!(message.error_code() == Some(ErrorCode::UNAUTHENTICATED), "{message:?}");
+        let code = message.error_code();
+        ensure!(code == Some(ErrorCode::UNAUTHENTICATED), "without credentials: {code:?}");
         self.nonce = message.attribute(AttributeType::NONCE).context("no nonce")?.to_vec();
         let lifetime = LIFETIME.to_be_bytes();
         let response = self.request(Method::ALLOCATE, |writer| {
@@ -95,6 +96,20 @@ impl Client {
         succeeded(&response).with_context(|| format!("channel to {peer}"))
     }
 
+    /// Asks for a permission, or a channel, for that peer; returns whether it was given.
+    pub(crate) fn is_granted(&self, peer: SocketAddr, as_channel: bool) -> Result<bool> {
+        let peer = |writer: Writer| writer.xor_address(AttributeType::XOR_PEER_ADDRESS, peer);
+        let response = if as_channel {
+            let number = [0x50, 0x01, 0, 0];
+            self.request(Method::CHANNEL_BIND, |writer| {
+                peer(writer.attribute(AttributeType::CHANNEL_NUMBER, &number))
+            })
+        } else {
+            self.request(Method::CREATE_PERMISSION, peer)
+        };
+        Ok(response?.error()?.is_none())
+    }
+
     /// Frees its allocation, if it has one.
     pub(crate) fn free(&mut self) -> Result<()> {
         if self.relayed.take().is_none() {
@@ -112,17 +127,21 @@ impl Client {
         method: Method,
         attributes: impl FnOnce(Writer) -> Writer,
     ) -> Result<Response> {
-        let writer = attributes(Writer::new(Class::Request, method, transaction()?));
-        self.exchange(self.sign(writer))
+        self.exchange(self.signed(method, attributes)?)
     }
 
-    fn sign(&self, writer: Writer) -> Vec<u8> {
-        writer
+    /// A request with credentials.
+    pub(crate) fn signed(
+        &self,
+        method: Method,
+        attributes: impl FnOnce(Writer) -> Writer,
+    ) -> Result<Vec<u8>> {
+        Ok(attributes(Writer::new(Class::Request, method, transaction()?))
             .attribute(AttributeType::USERNAME, USER.as_bytes())
             .attribute(AttributeType::REALM, REALM.as_bytes())
             .attribute(AttributeType::NONCE, &self.nonce)
             .integrity(&self.key)
-            .finish()
+            .finish())
     }
 
     fn exchange(&self, request: Vec<u8>) -> Result<Response> {

@@ -15,26 +15,28 @@ use crate::bench::load::{Direction, Shape, namespace};
 const CHANNEL: u16 = 0x4000;
 /// The first port of the peers.
 const PEER_PORT: u16 = 5_000;
-/// The port of every client; each has an address of its own.
-const CLIENT_PORT: u16 = 40_000;
+/// The first port of clients; those of one generation have an address each.
+const CLIENT_PORT: u16 = 30_000;
 /// Clients in one /24.
 const PER_SUBNET: usize = 100;
 
-/// Clients with an address each, in the namespace of `process`.
-pub(super) fn open_clients(process: Pid, count: usize) -> Result<Vec<Client>> {
+/// Clients with an address each, in the namespace of `process`. Each generation has ports of its
+/// own: coturn knows a 5-tuple for some time after its allocation was freed.
+pub(super) fn open_clients(process: Pid, generation: u16, count: usize) -> Result<Vec<Client>> {
+    let port = CLIENT_PORT + generation;
     let open = |index| {
         let subnet = u8::try_from(1 + index / PER_SUBNET).context("too many clients")?;
         let host = u8::try_from(1 + index % PER_SUBNET).context("too many clients")?;
-        Client::open(SocketAddrV4::new(Ipv4Addr::new(10, 9, subnet, host), CLIENT_PORT))
+        Client::open(SocketAddrV4::new(Ipv4Addr::new(10, 9, subnet, host), port))
     };
     namespace::enter(process, || (0..count).map(open).collect())
 }
 
 /// Makes the allocations that load of this shape needs.
-pub(super) fn prepare(process: Pid, shape: Shape) -> Result<Vec<Client>> {
+pub(super) fn prepare(process: Pid, generation: u16, shape: Shape) -> Result<Vec<Client>> {
     let flows = usize::from(shape.flows);
     let pairs = shape.direction == Direction::ClientToClient;
-    let mut clients = open_clients(process, if pairs { 2 * flows } else { flows })?;
+    let mut clients = open_clients(process, generation, if pairs { 2 * flows } else { flows })?;
     for client in &mut clients {
         client.allocate()?;
     }

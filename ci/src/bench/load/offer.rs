@@ -13,68 +13,131 @@ use crate::bench::processor;
 const WARM_UP: Duration = Duration::from_millis(150);
 /// How long is counted. Both together are short enough for real-time priority.
 const WINDOW: Duration = Duration::from_millis(500);
+/// Quiet before load: where others compete for the cores, the kernel takes a core away from a
+/// real-time process after most of a second, and this rest starts that second anew.
+const REST: Duration = Duration::from_millis(100);
+/// Quiet after load beside an attack, so that each packet is counted as here or lost.
+const QUIET: Duration = Duration::from_millis(60);
 /// How far sending may lag behind its rate before the debt is forgotten.
 const MAX_DEBT: Duration = Duration::from_millis(2);
 
-/// Frames, where they go out and where they are counted when they come back.
+/// Frames and how they are sent.
 #[derive(Debug)]
-pub(super) struct Load<'a> {
-    pub(super) socket: &'a PacketSocket,
-    pub(super) frames: &'a mut Frames,
-    /// Packets that each frame carries.
-    pub(super) merged: u16,
-    /// Frames sent with one call.
-    pub(super) batch: usize,
-    pub(super) counter: &'a mut Counter,
-    /// Octets of a packet's UDP payload where it is counted.
-    pub(super) payload: u64,
+pub(super) struct Stream<'a> {
+    socket: &'a PacketSocket,
+    frames: &'a mut Frames,
+    batch: usize,
+    pace: Pace,
+    cursor: usize,
+    sent: u64,
 }
 
-impl Load<'_> {
-    /// Sends at that rate, or as fast as this core can, and measures.
-    ///
-    /// Sent and arrived are both counted at the edges of the window while load goes on, so that
-    /// packets which wait in a queue are not mistaken for lost ones, nor a queue for capacity.
-    pub(super) fn offer(&mut self, packets_per_second: Option<f64>, relay: u32) -> Result<Offered> {
-        let per_second = packets_per_second.map(|rate| rate / f64::from(self.merged));
-        let mut pace = Pace::new(per_second);
-        let mut cursor = 0;
-        self.send_for(WARM_UP, &mut pace, &mut cursor)?;
-        let relay_time = processor::time_used(relay)?;
-        let before = self.counter.read()?;
-        let begun = Instant::now();
-        let sent = self.send_for(WINDOW, &mut pace, &mut cursor)?;
-        let after = self.counter.read()?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let relay_time = processor::time_used(relay)? - relay_time;
-        Ok(Offered {
-            sent: sent * u64::from(self.merged),
-            arrived: after.packets_since(before, self.payload),
-            seconds,
-            relay_time,
-        })
+impl<'a> Stream<'a> {
+    /// `batch` frames with one call, so many frames per second; `None`: as fast as this core can.
+    pub(super) fn new(
+        socket: &'a PacketSocket,
+        frames: &'a mut Frames,
+        batch: usize,
+        per_second: Option<f64>,
+    ) -> Self {
+        Self { socket, frames, batch, pace: Pace::new(per_second), cursor: 0, sent: 0 }
     }
 
-    /// Returns how many frames went.
-    fn send_for(&mut self, time: Duration, pace: &mut Pace, cursor: &mut usize) -> Result<u64> {
+    /// Frames sent so far.
+    pub(super) const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends the next frames if they are due, and says whether they were.
+    pub(super) fn pump(&mut self, now: Instant) -> Result<bool> {
+        if !self.pace.is_due(now) {
+            return Ok(false);
+        }
+        let until = self.frames.len().min(self.cursor + self.batch);
+        let went = self.socket.send(self.frames, self.cursor..until)?;
+        self.cursor = (self.cursor + went) % self.frames.len();
+        self.pace.sent(went);
+        self.sent += u64::try_from(went)?;
+        Ok(true)
+    }
+
+    fn pump_for(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
-        let mut sent = 0;
         loop {
             let now = Instant::now();
             if now >= end {
-                return Ok(sent);
+                return Ok(());
             }
-            if !pace.is_due(now) {
+            if !self.pump(now)? {
                 std::hint::spin_loop();
-                continue;
             }
-            let until = self.frames.len().min(*cursor + self.batch);
-            let went = self.socket.send(self.frames, *cursor..until)?;
-            *cursor = (*cursor + went) % self.frames.len();
-            pace.sent(went);
-            sent += u64::try_from(went)?;
         }
     }
+}
+
+/// Where relayed packets are counted when they come out.
+#[derive(Debug)]
+pub(super) struct Outlet<'a> {
+    pub(super) counter: &'a mut Counter,
+    /// Octets of a packet's UDP payload there.
+    pub(super) payload: u64,
+    /// The relay's process.
+    pub(super) relay: u32,
+}
+
+/// Sends a stream whose frames carry `merged` packets each, and measures.
+///
+/// Sent and arrived are both counted at the edges of the window while load goes on, so that
+/// packets which wait in a queue are not mistaken for lost ones, nor a queue for capacity.
+pub(super) fn offer(
+    mut stream: Stream<'_>,
+    merged: u16,
+    outlet: &mut Outlet<'_>,
+) -> Result<Offered> {
+    std::thread::sleep(REST);
+    stream.pump_for(WARM_UP)?;
+    let relay_time = processor::time_used(outlet.relay)?;
+    let sent = stream.sent();
+    let before = outlet.counter.read()?;
+    let begun = Instant::now();
+    stream.pump_for(WINDOW)?;
+    let after = outlet.counter.read()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let relay_time = processor::time_used(outlet.relay)? - relay_time;
+    Ok(Offered {
+        sent: (stream.sent() - sent) * u64::from(merged),
+        arrived: after.packets_since(before, outlet.payload),
+        seconds,
+        relay_time,
+    })
+}
+
+/// Sends media while `attack` is called over and over, and measures the media to the last packet.
+pub(super) fn beside(
+    mut media: Stream<'_>,
+    outlet: &mut Outlet<'_>,
+    mut attack: impl FnMut(Instant) -> Result<bool>,
+) -> Result<Offered> {
+    std::thread::sleep(REST);
+    let relay_time = processor::time_used(outlet.relay)?;
+    let before = outlet.counter.read()?;
+    let begun = Instant::now();
+    loop {
+        let now = Instant::now();
+        if now >= begun + WARM_UP + WINDOW {
+            break;
+        }
+        let media_was_due = media.pump(now)?;
+        if !attack(now)? && !media_was_due {
+            std::hint::spin_loop();
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let relay_time = processor::time_used(outlet.relay)? - relay_time;
+    std::thread::sleep(QUIET);
+    let after = outlet.counter.read()?;
+    let arrived = after.packets_since(before, outlet.payload);
+    Ok(Offered { sent: media.sent(), arrived, seconds, relay_time })
 }
 
 /// When the next frames are due.
