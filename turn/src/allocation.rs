@@ -178,6 +178,7 @@ impl Allocation {
     }
 
     /// The leg that packets of that family pass, if its time is not over.
+    #[inline]
     pub(crate) fn live_leg(&self, family: Family, now: Instant) -> Option<&Leg> {
         let leg = self.legs.get(family).filter(|leg| leg.expires_at > now)?;
         self.opening.is_none().then_some(leg)
@@ -190,6 +191,7 @@ impl Allocation {
     }
 
     /// The old 5-tuple, when data from `client` ends a move away from it.
+    #[inline]
     pub(crate) fn moved_from(&self, client: &FiveTuple) -> Option<FiveTuple> {
         (self.mobility.is_some() && self.client != *client).then_some(self.client)
     }

@@ -97,6 +97,7 @@ impl Allocations {
     }
 
     /// Where the allocation is that a client's 5-tuple leads to.
+    #[inline]
     pub(crate) fn find(&mut self, client: &FiveTuple) -> Option<Slot> {
         if let Some((last, slot)) = self.last
             && last == *client
@@ -109,12 +110,14 @@ impl Allocations {
     }
 
     /// Where the allocation is that has this relay port.
+    #[inline]
     pub(crate) fn find_port(&self, port: RelayPort) -> Option<Slot> {
         let slot = self.by_port[usize::from(port.0)];
         (slot != NONE).then_some(Slot(slot))
     }
 
     /// The allocation that was found there.
+    #[inline]
     pub(crate) fn at(&mut self, slot: Slot) -> Option<&mut Allocation> {
         self.slots[slot.index()].as_deref_mut()
     }

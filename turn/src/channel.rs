@@ -56,6 +56,7 @@ pub(crate) struct Channels(Vec<Channel>);
 
 impl Channels {
     /// The live channel with that number.
+    #[inline]
     pub(crate) fn by_number(
         &mut self,
         number: ChannelNumber,
@@ -67,6 +68,7 @@ impl Channels {
     }
 
     /// The number of the live channel to that peer.
+    #[inline]
     pub(crate) fn by_peer(&mut self, peer: SocketAddr, now: Instant) -> Option<ChannelNumber> {
         let index = self.0.iter().position(|channel| channel.peer == peer)?;
         let index = advance(&mut self.0, index);

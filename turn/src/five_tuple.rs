@@ -26,6 +26,7 @@ pub struct FiveTuple {
 impl Hash for FiveTuple {
     /// In few steps: every datagram of a client is looked up by it. What is equal hashes alike;
     /// scope and flow, which hardly ever differ alone, are left to the comparison.
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         for address in [self.client, self.server] {
             match address.ip() {

@@ -100,7 +100,9 @@ pub enum Output {
         target: SocketAddr,
     },
     /// After every reply queued so far: the client's stream is the data of that connection from
-    /// now on (RFC 6062 §5.4). Octets of the peer that came before go first.
+    /// now on (RFC 6062 §5.4). Octets of the peer that came before go first. When either end is
+    /// over, call
+    /// [`Server::handle_connection_closed`](crate::Server::handle_connection_closed).
     Join {
         /// The client data connection.
         client: FiveTuple,
@@ -241,34 +243,38 @@ const MAX_PREFIX: usize = HEADER_LENGTH + 24 + 4;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Prefix {
     bytes: [u8; MAX_PREFIX],
-    length: usize,
+    length: u8,
 }
 
 impl Prefix {
     /// The octets.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.bytes[..usize::from(self.length)]
     }
 
     const EMPTY: Self = Self { bytes: [0; MAX_PREFIX], length: 0 };
 
     fn push(&mut self, octets: &[u8]) {
-        self.bytes[self.length..self.length + octets.len()].copy_from_slice(octets);
-        self.length += octets.len();
+        let start = usize::from(self.length);
+        let end = start + octets.len();
+        self.bytes[start..end].copy_from_slice(octets);
+        self.length = end as u8;
     }
 }
 
 impl Relayed {
     /// The bare payload to a peer.
+    #[inline]
     pub(crate) const fn to_peer(
         relay: RelayPort,
         side: Side,
         peer: SocketAddr,
         payload: Range<usize>,
+        dont_fragment: bool,
     ) -> Self {
         let to = Destination::Peer { relay, side, peer };
-        Self { to, prefix: Prefix::EMPTY, payload, padding: 0, dont_fragment: false }
+        Self { to, prefix: Prefix::EMPTY, payload, padding: 0, dont_fragment }
     }
 
     /// The bare payload to another shard.
@@ -286,6 +292,7 @@ impl Relayed {
     }
 
     /// A ChannelData message (RFC 8656 §12.4); padded over TCP only (§12.5).
+    #[inline]
     pub(crate) fn channel_data(
         client: FiveTuple,
         number: ChannelNumber,
@@ -295,7 +302,7 @@ impl Relayed {
         let mut prefix = Prefix::EMPTY;
         prefix.push(&number.to_be_bytes());
         prefix.push(&length.to_be_bytes());
-        debug_assert_eq!(prefix.length, CHANNEL_HEADER_LENGTH);
+        debug_assert_eq!(usize::from(prefix.length), CHANNEL_HEADER_LENGTH);
         let padding = match client.transport {
             Transport::Udp => 0,
             Transport::Tcp => payload.len().next_multiple_of(4) - payload.len(),

@@ -39,6 +39,7 @@ pub(crate) struct Permissions(Vec<Permission>);
 
 impl Permissions {
     /// The live permission for that address.
+    #[inline]
     pub(crate) fn find(&mut self, peer: IpAddr, now: Instant) -> Option<&mut Permission> {
         let index = self.0.iter().position(|entry| entry.peer == peer)?;
         let index = advance(&mut self.0, index);

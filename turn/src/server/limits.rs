@@ -12,12 +12,16 @@ use crate::refusal::Rule;
 impl Server {
     /// Whether a packet of that payload passes; what does not is counted, and the owner is told
     /// once per allocation.
+    #[inline]
     pub(super) fn is_within_limits(&mut self, slot: Slot, length: usize, now: Instant) -> bool {
-        let quotas = self.config.quotas;
+        let quotas = &self.config.quotas;
         let (own, total) = (quotas.allocation_bytes_per_second, quotas.total_bytes_per_second);
-        if own.is_none() && total.is_none() {
-            return true;
-        }
+        own.is_none() && total.is_none() || self.take_bandwidth(slot, length, now)
+    }
+
+    fn take_bandwidth(&mut self, slot: Slot, length: usize, now: Instant) -> bool {
+        let quotas = &self.config.quotas;
+        let (own, total) = (quotas.allocation_bytes_per_second, quotas.total_bytes_per_second);
         let octets = length as u64;
         let Some(allocation) = self.allocations.at(slot) else {
             return false;

@@ -195,8 +195,9 @@ impl Server {
         allocation.traffic.octets_from_client += length as u64;
         match reach {
             Reach::Peer(side) => {
-                let relayed = Relayed::to_peer(allocation.port, side, peer, payload);
-                Some(self.pass(Relayed { dont_fragment, ..relayed }, length))
+                let port = allocation.port;
+                self.count(length);
+                Some(Relayed::to_peer(port, side, peer, payload, dont_fragment))
             }
             _ => {
                 let origin = allocation.origin(family);
@@ -330,16 +331,15 @@ impl Server {
         if !self.is_within_limits(slot, length, now) {
             return None;
         }
-        let transaction = self.next_indication();
         let allocation = self.allocations.at(slot)?;
         allocation.traffic.packets_to_client += 1;
         allocation.traffic.octets_to_client += length as u64;
         let client = allocation.client;
-        let relayed = match channel {
+        self.count(length);
+        match channel {
             Some(number) => Relayed::channel_data(client, number, payload),
-            None => Relayed::data_indication(client, peer, transaction, payload),
-        }?;
-        Some(self.pass(relayed, length))
+            None => Relayed::data_indication(client, peer, self.next_indication(), payload),
+        }
     }
 
     /// A transaction id that no other indication of this server has.
@@ -357,10 +357,9 @@ impl Server {
         self.counters.refused.count(rule);
     }
 
-    const fn pass(&mut self, relayed: Relayed, length: usize) -> Relayed {
+    const fn count(&mut self, length: usize) {
         self.counters.relayed_packets += 1;
         self.counters.relayed_octets += length as u64;
-        relayed
     }
 }
 
