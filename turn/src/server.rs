@@ -136,6 +136,9 @@ impl Server {
         self.config = config;
         let clients: Vec<_> = self.allocations.iter().map(|a| a.client).collect();
         for client in clients {
+            if let Some(allocation) = self.allocations.by_client(&client) {
+                allocation.limit_reported = false;
+            }
             self.drop_orphans(client);
         }
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Server;
+use super::refresh::refreshed_families;
 use super::request::{Answer, Failure};
 use crate::credential::Identity;
 use crate::five_tuple::{FiveTuple, Source, Transport};
@@ -66,6 +67,10 @@ impl Server {
             return Err(ErrorCode::WRONG_CREDENTIALS.into());
         }
         let old = allocation.client;
+        if !refreshed_families(request)?.iter().any(|family| allocation.legs.get(*family).is_some())
+        {
+            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH.into());
+        }
         self.begin_move(old, client, ticket, request)?;
         self.moved(client, request, now)
     }

@@ -52,13 +52,10 @@ impl Server {
         now: Instant,
     ) -> Result<Answer, Failure> {
         let asked = lifetime(request)?;
-        let wanted = requested_family(request).map_err(|code| match code {
-            ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED => ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH,
-            other => other,
-        })?;
+        let wanted = refreshed_families(request)?;
         let allocation =
             self.allocations.by_client(&client).ok_or(ErrorCode::ALLOCATION_MISMATCH)?;
-        let about = |family: Family| wanted.is_none_or(|wanted| wanted == family);
+        let about = |family: Family| wanted.contains(&family);
         if !allocation.legs.families().any(about) {
             return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH.into());
         }
@@ -77,5 +74,18 @@ impl Server {
             }
         });
         Ok(Answer::Lifetime(granted))
+    }
+}
+
+/// The families that a Refresh request is about: that of REQUESTED-ADDRESS-FAMILY, or both.
+pub(super) fn refreshed_families(request: &Message<'_>) -> Result<&'static [Family], ErrorCode> {
+    match requested_family(request) {
+        Ok(None) => Ok(&[Family::V4, Family::V6]),
+        Ok(Some(Family::V4)) => Ok(&[Family::V4]),
+        Ok(Some(Family::V6)) => Ok(&[Family::V6]),
+        Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED) => {
+            Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH)
+        }
+        Err(code) => Err(code),
     }
 }

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use postern_turn::stun::{AttributeType, Class, Method, TransactionId, Writer};
-use postern_turn::{Config, Destination, FiveTuple, Reach, RelayPort, Relayed, Side};
+use postern_turn::stun::{AttributeType, Class, Message, Method, TransactionId, Writer};
+use postern_turn::{
+    Config, Destination, FiveTuple, Output, Reach, RelayPort, Relayed, Settings, Side,
+};
 
 use crate::lab::{
     LAN1, Lab, Login, MEDIA_SERVER, NAT, OUTSIDE_PEER, at, channel_data, guest, insider, settings,
+    tcp,
 };
 
 /// xorshift64*: enough to vary inputs, and the same run every time.
@@ -39,7 +42,7 @@ fn check(config: &Config, side: Side, relayed: &Relayed, length: usize) {
     }
 }
 
-fn samples(lab: &mut Lab, login: &Login, dice: &mut Dice) -> Vec<u8> {
+fn samples(lab: &mut Lab, login: &Login, ticket: &[u8], dice: &mut Dice) -> Vec<u8> {
     let peers = [
         MEDIA_SERVER,
         OUTSIDE_PEER,
@@ -55,7 +58,9 @@ fn samples(lab: &mut Lab, login: &Login, dice: &mut Dice) -> Vec<u8> {
     let peer = at(peers[dice.below(peers.len())]);
     let number = 0x4000 + u16::from(dice.byte() % 4);
     let [high, low] = number.to_be_bytes();
-    let request = match dice.below(9) {
+    let families = AttributeType::ADDITIONAL_ADDRESS_FAMILY;
+    let family = AttributeType::REQUESTED_ADDRESS_FAMILY;
+    let request = match dice.below(16) {
         0 => lab.begin(Method::BINDING),
         1 => lab.begin_allocate(),
         2 => lab.begin_allocate().attribute(AttributeType::EVEN_PORT, &[dice.byte()]),
@@ -67,6 +72,20 @@ fn samples(lab: &mut Lab, login: &Login, dice: &mut Dice) -> Vec<u8> {
             .begin(Method::CHANNEL_BIND)
             .attribute(AttributeType::CHANNEL_NUMBER, &[high, low, 0, 0])
             .xor_address(AttributeType::XOR_PEER_ADDRESS, peer),
+        9 => lab.begin_allocate().attribute(families, &[2, 0, 0, 0]),
+        10 => lab.begin_allocate().attribute(AttributeType::MOBILITY_TICKET, &[]),
+        11 => lab.begin(Method::REFRESH).attribute(AttributeType::MOBILITY_TICKET, ticket),
+        12 => lab
+            .begin(Method::REFRESH)
+            .attribute(AttributeType::LIFETIME, &[0, 0, 0, dice.byte() % 2])
+            .attribute(family, &[1 + dice.byte() % 2, 0, 0, 0]),
+        13 => {
+            lab.begin(Method::ALLOCATE).attribute(AttributeType::REQUESTED_TRANSPORT, &[6, 0, 0, 0])
+        }
+        14 => lab.begin(Method::CONNECT).xor_address(AttributeType::XOR_PEER_ADDRESS, peer),
+        15 => lab
+            .begin(Method::CONNECTION_BIND)
+            .attribute(AttributeType::CONNECTION_ID, &[dice.byte(), 0, 0, 0]),
         7 => {
             return Writer::new(Class::Indication, Method::SEND, TransactionId([9; 12]))
                 .xor_address(AttributeType::XOR_PEER_ADDRESS, peer)
@@ -118,17 +137,20 @@ fn random_datagrams_are_counted_and_dropped() {
 
 #[test]
 fn mutated_dialogues_never_break_an_invariant() {
-    let mut lab = Lab::new();
-    let config = Config::new(settings()).unwrap();
+    let settings = Settings { mobility: true, tcp_relay: true, ..settings() };
+    let mut lab = Lab::with(settings.clone());
+    let config = Config::new(settings).unwrap();
     let mut dice = Dice(2);
-    let clients: Vec<FiveTuple> =
-        (1..20).map(|port| if port % 2 == 0 { guest(port) } else { insider(port) }).collect();
+    let client = |port| if port % 2 == 0 { guest(port) } else { insider(port) };
+    let over = |port, client| if port % 5 == 0 { tcp(client) } else { client };
+    let clients: Vec<FiveTuple> = (1..20).map(|port| over(port, client(port))).collect();
+    let mut ticket = Vec::new();
     let mut logins: Vec<_> = clients.iter().map(|client| lab.alice(*client)).collect();
     let mut relayed_packets = 0;
     for round in 0..60_000 {
         let who = dice.below(clients.len());
         let side = if who.is_multiple_of(2) { Side::Inside } else { Side::Outside };
-        let mut datagram = samples(&mut lab, &logins[who], &mut dice);
+        let mut datagram = samples(&mut lab, &logins[who], &ticket, &mut dice);
         if dice.below(3) == 0 {
             mutate(&mut datagram, &mut dice);
         }
@@ -145,13 +167,33 @@ fn mutated_dialogues_never_break_an_invariant() {
             assert!(matches!(relayed.to, Destination::Client(_)));
             relayed_packets += 1;
         }
+        for (_, reply) in lab.said() {
+            let reply = Message::parse(&reply).unwrap();
+            if let Some(fresh) = reply.attribute(AttributeType::MOBILITY_TICKET) {
+                ticket = fresh.to_vec();
+            }
+        }
+        for output in std::mem::take(&mut lab.wanted) {
+            if let Output::Connect { connection, .. } = output {
+                let now = lab.now;
+                lab.server.handle_connected(connection, Ok(()), now);
+            }
+        }
+        if dice.below(50) == 0 {
+            lab.server.handle_client_gone(clients[who], lab.now);
+        }
         lab.forget_replies();
         assert!(lab.open.iter().all(|port| (24000..=24031).contains(&port.0)));
         assert_eq!(lab.open.len(), lab.server.status().active_clients);
         if round % 1000 == 999 {
             lab.pass(Duration::from_secs(200));
+            lab.forget_replies();
             logins = clients.iter().map(|client| lab.alice(*client)).collect();
         }
     }
+    assert!(lab.server.counters().moved > 10, "allocations do move");
+    assert!(lab.server.counters().connections > 10, "connections are made");
+    lab.pass(Duration::from_secs(3600));
+    assert_eq!((lab.open.len(), lab.timeout), (0, None), "nothing is left behind");
     assert!(relayed_packets > 1000, "the dialogues do reach the data path: {relayed_packets}");
 }

@@ -196,6 +196,23 @@ fn a_move_may_end_the_allocation_at_once() {
 }
 
 #[test]
+fn a_refused_move_moves_nothing() {
+    let mut lab = Lab::with(mobile());
+    let (_, reply) = allocate(&mut lab, guest(1));
+    let there = lab.alice(abroad(9));
+    let request = lab
+        .begin(Method::REFRESH)
+        .attribute(TICKET, &reply.value(TICKET))
+        .attribute(AttributeType::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]);
+
+    assert_eq!(lab.ask(abroad(9), &there, request).code(), 443);
+
+    assert_eq!(lab.channel(abroad(9), 0x4000, b"x"), None);
+    assert!(lab.channel(guest(1), 0x4000, b"x").is_some());
+    assert_eq!(resume(&mut lab, abroad(9), &reply.value(TICKET)).code(), 0);
+}
+
+#[test]
 fn moving_makes_no_room_under_the_quota_of_a_source_and_needs_room_where_it_goes() {
     let quotas = Quotas { per_source: 1, ..Quotas::default() };
     let mut lab = Lab::with(Settings { quotas, ..mobile() });
