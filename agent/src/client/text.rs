@@ -123,7 +123,12 @@ fn turn(out: &mut Lines, turn: &Value, proxy: &Value) {
         return out.line("turn", "postern-relay does not answer");
     }
     out.line("turn", &format!("{} {}", word(turn, "/status"), listening(turn)));
-    let tls = list(proxy, "/listeners").filter(|it| word(it, "/kind").contains("turn"));
+    let shared = proxy["turn-shared"].as_bool() == Some(true);
+    let tls = list(proxy, "/listeners").filter(|it| match it["kind"].as_str() {
+        Some("turn-tls") => true,
+        Some("tls") => shared,
+        _ => false,
+    });
     let tls: Vec<String> = tls.map(|it| word(it, "/address")).collect();
     if !tls.is_empty() {
         out.line("  tls", &tls.join(" "));
@@ -342,7 +347,8 @@ mod tests {
                 "draining": true, "refused": { "exhausted": 4, "quota-reached": 0 },
                 "dropped": { "malformed": 0 }, "kernel-receive-drops": 5, "ring-overflows": 0,
             },
-            "proxy": { "listeners": [{ "address": "192.0.2.10:443", "kind": "tls-turn" },
+            "proxy": { "turn-shared": true,
+                       "listeners": [{ "address": "192.0.2.10:443", "kind": "tls" },
                                      { "address": "192.0.2.10:5349", "kind": "turn-tls" },
                                      { "address": "192.0.2.10:80", "kind": "redirect" }] },
         }));

@@ -150,15 +150,21 @@ const RELAY: &[Field] = &[
     ),
     field(
         Members("/refused", "rule"),
-        "postern_turn_refused_requests_total",
+        "postern_turn_refused_total",
         Counter,
-        "Requests refused, by the rule that refused them.",
+        "What was refused, requests and packets together, by the rule that refused it.",
     ),
     field(
         Members("/dropped", "reason"),
         "postern_turn_dropped_packets_total",
         Counter,
         "Packets dropped, by reason.",
+    ),
+    field(
+        One("/moved-allocations"),
+        "postern_turn_moved_allocations_total",
+        Counter,
+        "Allocations that followed their client to another address (RFC 8016).",
     ),
     field(
         One("/icmp-errors"),

@@ -21,7 +21,7 @@ fn full() -> Value {
             "relayed-in-process": 12, "unauthenticated": 9, "refused-credentials": 1,
             "refused": { "exhausted": 1, "quota-reached": 2, "forbidden-peer": 3 },
             "dropped": { "malformed": 4, "no-permission": 5 },
-            "icmp-errors": 2, "kernel-receive-drops": 6, "ring-overflows": 7,
+            "icmp-errors": 2, "moved-allocations": 1, "kernel-receive-drops": 6, "ring-overflows": 7,
             "ports": { "used": 3, "free": 5997 },
             "quotas": { "total": 16_384, "per-user": 16_384, "per-source": 2048, "per-allocation": 256 },
             "shards": 2, "draining": false, "alarms": ["ports-exhausted"],
@@ -82,7 +82,7 @@ fn everything_that_is_counted_is_shown_in_the_format() {
         "postern_turn_listeners 2",
         "postern_turn_active_relays{client_transport=\"tcp\"} 1",
         "postern_turn_relayed_bytes_total 160000",
-        "postern_turn_refused_requests_total{rule=\"quota-reached\"} 2",
+        "postern_turn_refused_total{rule=\"quota-reached\"} 2",
         "postern_turn_dropped_packets_total{reason=\"no-permission\"} 5",
         "postern_turn_kernel_receive_drops_total 6",
         "postern_turn_ring_overflows_total 7",
@@ -134,8 +134,5 @@ fn a_family_stays_small_and_a_label_stays_in_its_quotes() {
     let samples = judged(&text);
     let dropped = samples.iter().filter(|line| line.contains("dropped_packets_total{")).count();
     assert_eq!(dropped, MOST_SAMPLES);
-    assert!(
-        samples.contains("postern_turn_refused_requests_total{rule=\"a\\\"b\\\\c\\nd\"} 1"),
-        "{text}"
-    );
+    assert!(samples.contains("postern_turn_refused_total{rule=\"a\\\"b\\\\c\\nd\"} 1"), "{text}");
 }
