@@ -243,23 +243,21 @@ const MAX_PREFIX: usize = HEADER_LENGTH + 24 + 4;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Prefix {
     bytes: [u8; MAX_PREFIX],
-    length: u8,
+    length: usize,
 }
 
 impl Prefix {
     /// The octets.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
+        &self.bytes[..self.length]
     }
 
     const EMPTY: Self = Self { bytes: [0; MAX_PREFIX], length: 0 };
 
     fn push(&mut self, octets: &[u8]) {
-        let start = usize::from(self.length);
-        let end = start + octets.len();
-        self.bytes[start..end].copy_from_slice(octets);
-        self.length = end as u8;
+        self.bytes[self.length..self.length + octets.len()].copy_from_slice(octets);
+        self.length += octets.len();
     }
 }
 
@@ -302,7 +300,7 @@ impl Relayed {
         let mut prefix = Prefix::EMPTY;
         prefix.push(&number.to_be_bytes());
         prefix.push(&length.to_be_bytes());
-        debug_assert_eq!(usize::from(prefix.length), CHANNEL_HEADER_LENGTH);
+        debug_assert_eq!(prefix.length, CHANNEL_HEADER_LENGTH);
         let padding = match client.transport {
             Transport::Udp => 0,
             Transport::Tcp => payload.len().next_multiple_of(4) - payload.len(),
