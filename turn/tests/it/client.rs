@@ -13,12 +13,15 @@ use crate::lab::{MEDIA_SERVER, OUTSIDE_PEER, REALM, at, channel_data};
 /// How often a request is sent until the client gives up.
 const TRIES: u32 = 5;
 
+/// IPv6, as a value of an attribute that names a family.
+const V6: [u8; 4] = [2, 0, 0, 0];
+
 pub(crate) struct Client {
     pub(crate) tuple: FiveTuple,
     pub(crate) name: u16,
     /// XOR-RELAYED-ADDRESS of the allocation it believes to have.
     pub(crate) relayed: Option<SocketAddr>,
-    /// Every relay port it ever had.
+    /// Every relay port that it ever had; it may not know, when the answer was lost.
     pub(crate) ports: BTreeSet<u16>,
     /// Every peer it ever asked a permission or a channel for.
     pub(crate) asked: BTreeSet<IpAddr>,
@@ -76,13 +79,23 @@ impl Client {
         let data = format!("c{}", self.name).into_bytes();
         if self.relayed.is_none() && dice.below(8) != 0 {
             let mut attributes = vec![(AttributeType::REQUESTED_TRANSPORT, vec![17, 0, 0, 0])];
-            if dice.below(4) == 0 {
-                attributes.push((AttributeType::EVEN_PORT, vec![dice.byte() & 0x80]));
+            match dice.below(8) {
+                0 | 1 => attributes.push((AttributeType::EVEN_PORT, vec![dice.byte() & 0x80])),
+                2 => attributes.push((AttributeType::ADDITIONAL_ADDRESS_FAMILY, V6.to_vec())),
+                3 => attributes.push((AttributeType::REQUESTED_ADDRESS_FAMILY, V6.to_vec())),
+                4 => attributes.push((AttributeType::MOBILITY_TICKET, vec![])),
+                _ => {}
             }
             return (Some(self.request(Method::ALLOCATE, attributes, vec![])), retry());
         }
         let datagram = match dice.below(12) {
-            0 => self.request(Method::REFRESH, vec![(AttributeType::LIFETIME, vec![0; 4])], vec![]),
+            0 => {
+                let mut attributes = vec![(AttributeType::LIFETIME, vec![0; 4])];
+                if dice.below(3) == 0 {
+                    attributes.push((AttributeType::REQUESTED_ADDRESS_FAMILY, V6.to_vec()));
+                }
+                self.request(Method::REFRESH, attributes, vec![])
+            }
             1 => self.request(Method::REFRESH, vec![], vec![]),
             2 | 3 => self.request(Method::CREATE_PERMISSION, vec![], vec![peer]),
             4 | 5 => {
@@ -158,11 +171,11 @@ impl Client {
             Some(_) => {}
             None if pending.method == Method::ALLOCATE => {
                 let relayed = reply.xor_address(AttributeType::XOR_RELAYED_ADDRESS).unwrap();
-                self.ports.insert(relayed.port());
                 self.relayed = Some(relayed);
                 return true;
             }
-            None if pending.attributes.contains(&(AttributeType::LIFETIME, vec![0; 4])) => {
+            // Of one family: the other one may still be there, and the next answer tells.
+            None if pending.attributes == [(AttributeType::LIFETIME, vec![0; 4])] => {
                 self.relayed = None;
             }
             None => {}

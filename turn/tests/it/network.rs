@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use postern_turn::stun::{AttributeType, Class, Message, Method};
 use postern_turn::{
-    Config, Destination, Errand, Family, Output, Reach, RelayPort, Relayed, ReplyRate, Server,
-    Settings, ShardId, Shared, Side,
+    Config, Destination, Errand, Event, Family, Output, Reach, RelayPort, Relayed, ReplyRate,
+    Server, Settings, ShardId, Shared, Side,
 };
 
 use crate::client::Client;
@@ -64,7 +64,11 @@ pub(crate) struct World {
 }
 
 pub(crate) fn crowded() -> Settings {
-    Settings { reply_rate: ReplyRate { per_second: 1_000_000, burst: 1_000_000 }, ..settings() }
+    Settings {
+        mobility: true,
+        reply_rate: ReplyRate { per_second: 1_000_000, burst: 1_000_000 },
+        ..settings()
+    }
 }
 
 impl World {
@@ -298,7 +302,7 @@ impl World {
             assert!(receiver.ports.contains(&number), "{text} came to {:?}", receiver.ports);
         } else {
             let sender = self.clients.iter().find(|client| client.name == number).unwrap();
-            let own: [IpAddr; 3] = [ip(NAT), ip(LAN1), ip(LAN2)];
+            let own: [IpAddr; 4] = [ip(NAT), ip(LAN1), ip(LAN2), ip("2001:db8:2::61")];
             assert!(
                 peers.iter().any(|peer| {
                     own.contains(&peer.ip()) && sender.ports.contains(&peer.port())
@@ -395,6 +399,10 @@ impl World {
                 Output::CloseRelay(relay) => {
                     let owner = self.sockets.remove(&relay);
                     assert!(owner.is_none_or(|owner| owner == shard));
+                }
+                Output::Event(Event::Allocated { client, relayed, .. }) => {
+                    let client = self.clients.iter_mut().find(|one| one.tuple == client);
+                    client.expect("only clients allocate").ports.insert(relayed.port());
                 }
                 Output::Event(_) | Output::CloseFamily(..) => {}
                 Output::Timeout(timeout) => return timeout,
