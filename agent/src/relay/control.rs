@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ipc::{self, Channel};
 use crate::message::{AGENT_SOCKET, SliceReply, SliceRequest};
@@ -39,14 +39,13 @@ pub(super) fn run(shard: &Handle) {
 /// What is served, as far as status tells it.
 pub(super) struct Control<'a> {
     shard: &'a Handle,
-    realm: String,
-    users: Vec<String>,
+    served: Option<RelaySlice>,
 }
 
 impl<'a> Control<'a> {
     /// Begins without a slice.
     pub(super) fn new(shard: &'a Handle) -> Self {
-        Self { shard, realm: String::new(), users: Vec::new() }
+        Self { shard, served: None }
     }
 
     /// Answers requests until the connection ends.
@@ -108,14 +107,12 @@ impl<'a> Control<'a> {
             wanted.iter().copied().filter(|address| !open.contains(address)).collect();
         let opened = listener::open(&missing, self.shard.shards())?;
         self.shard.serve(config, &wanted, opened)?;
-        self.realm.clone_from(&slice.realm);
-        self.users = slice.users.iter().map(|user| user.name.clone()).collect();
+        self.served = Some(slice.clone());
         Ok(())
     }
 
     fn stop(&mut self) {
-        self.realm.clear();
-        self.users.clear();
+        self.served = None;
         if let Err(error) = self.shard.stop() {
             tracing::error!("cannot stop serving: {error}");
         }
@@ -124,7 +121,7 @@ impl<'a> Control<'a> {
     /// The status object.
     pub(super) fn report(&self) -> serde_json::Value {
         match self.shard.snapshot() {
-            Ok(snapshot) => report::report(&self.realm, &self.users, &snapshot),
+            Ok(snapshot) => report::report(self.served.as_ref(), &snapshot, Instant::now()),
             Err(error) => serde_json::json!({"status": "failed", "reason": error.to_string()}),
         }
     }

@@ -59,6 +59,7 @@ pub(super) struct Shard {
     timeout: Option<Instant>,
     next_tick: Instant,
     log: SecurityLog,
+    exhausted_at: Option<Instant>,
 }
 
 /// Shards that serve nothing yet, and the handle to them.
@@ -95,6 +96,7 @@ pub(super) fn new(count: u8) -> io::Result<(Vec<Shard>, Handle)> {
             timeout: None,
             next_tick: now,
             log: SecurityLog::new(now),
+            exhausted_at: None,
         });
     }
     Ok((shards, Handle::new(lines)))
@@ -241,8 +243,9 @@ impl Shard {
             unsegmented: self.forwarder.unsegmented(),
         };
         let listeners = listeners.iter().map(|listener| listener.address).collect();
+        let exhausted_at = self.exhausted_at;
         let Some(server) = self.forwarder.server() else {
-            return Snapshot { listeners, losses, ..Snapshot::default() };
+            return Snapshot { listeners, losses, exhausted_at, shards: 1, ..Snapshot::default() };
         };
         let mut allocations = server.allocations(now);
         allocations.truncate(TOLD_ALLOCATIONS);
@@ -252,6 +255,8 @@ impl Shard {
             counters: *server.counters(),
             allocations,
             losses,
+            exhausted_at,
+            shards: 1,
         }
     }
 
@@ -326,7 +331,12 @@ impl Shard {
             | Output::ConnectInside { .. }
             | Output::Join { .. }
             | Output::CloseConnection(_) => self.streams.handle_output(output, &mut around),
-            Output::Event(event) => report(&mut self.log, event, now),
+            Output::Event(event) => {
+                if event == Event::Exhausted {
+                    self.exhausted_at = Some(now);
+                }
+                report(&mut self.log, event, now);
+            }
             Output::Timeout(timeout) => self.timeout = timeout,
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use nix::sys::eventfd::EventFd;
 use turn::{AllocationStatus, Config, Counters, Shared, Status};
@@ -50,6 +51,10 @@ pub(in crate::relay) struct Snapshot {
     pub(in crate::relay) allocations: Vec<AllocationStatus>,
     /// What the sockets have lost.
     pub(in crate::relay) losses: Losses,
+    /// When a request last found no port, or the total quota used up.
+    pub(in crate::relay) exhausted_at: Option<Instant>,
+    /// How many shards these are.
+    pub(in crate::relay) shards: usize,
 }
 
 /// Packets that were lost between the kernel and the state machine.
@@ -74,6 +79,8 @@ impl Snapshot {
         self.status += other.status;
         self.counters += other.counters;
         self.allocations.extend(other.allocations);
+        self.exhausted_at = self.exhausted_at.max(other.exhausted_at);
+        self.shards += other.shards;
         self.losses.not_sent += other.losses.not_sent;
         self.losses.listener_overflows += other.losses.listener_overflows;
         self.losses.relay_overflows += other.losses.relay_overflows;
