@@ -84,16 +84,42 @@ pub(super) fn open(addresses: &[SocketAddr], shards: usize) -> Result<Vec<NewLis
 pub(super) fn bind_relay(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = unbound(address)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
-    setsockopt(&socket, sockopt::RcvBuf, &RELAY_RECEIVE_BUFFER)?;
-    setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+    prepare_relay(&socket, address)?;
+    Ok(socket)
+}
+
+/// Binds another socket to the address of this one, and connects it to a peer.
+///
+/// What the peer has sent is in either of them. While this happens, but not afterwards, the kernel
+/// would let others bind that address too.
+///
+/// # Errors
+///
+/// Returns the error of bind(2), connect(2) or of a socket option.
+pub(super) fn bind_beside(socket: &UdpSocket, peer: SocketAddr) -> io::Result<UdpSocket> {
+    let address = socket.local_addr()?;
+    let beside = unbound(address)?;
+    setsockopt(&beside, sockopt::ReuseAddr, &true)?;
+    setsockopt(socket, sockopt::ReuseAddr, &true)?;
+    let bound = bind(beside.as_raw_fd(), &SockaddrStorage::from(address));
+    setsockopt(socket, sockopt::ReuseAddr, &false)?;
+    setsockopt(&beside, sockopt::ReuseAddr, &false)?;
+    bound?;
+    prepare_relay(&beside, address)?;
+    beside.connect(peer)?;
+    Ok(beside)
+}
+
+fn prepare_relay(socket: &UdpSocket, address: SocketAddr) -> io::Result<()> {
+    setsockopt(socket, sockopt::RcvBuf, &RELAY_RECEIVE_BUFFER)?;
+    setsockopt(socket, sockopt::UdpGroSegment, &true)?;
     // Errors come with the peer that they are about, RFC 8656 section 11.5.
     if address.is_ipv6() {
-        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?;
     } else {
-        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
     }
-    set_fragmentation(&socket, address.is_ipv6(), Fragmentation::Allowed)?;
-    Ok(socket)
+    set_fragmentation(socket, address.is_ipv6(), Fragmentation::Allowed)
 }
 
 /// Binds one shard's socket; the kernel gives each client to one of them.

@@ -50,7 +50,7 @@ const TOLD_ALLOCATIONS: usize = 1_001;
 /// See the module.
 pub(super) struct Shard {
     id: ShardId,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     wake: Arc<EventFd>,
     commands: Receiver<Command>,
     parcels: Receiver<Parcel>,
@@ -82,16 +82,16 @@ pub(super) fn new(count: u8) -> io::Result<(Vec<Shard>, Handle)> {
     }
     let mut shards = Vec::new();
     for (id, (wake, commands, parcels)) in (0..).zip(ends) {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         token::watch(&epoll, &wake, Token::Wake, EpollFlags::EPOLLIN)?;
         let now = Instant::now();
         shards.push(Shard {
             id: ShardId(id),
-            epoll,
             wake,
             commands,
             parcels,
-            forwarder: Forwarder::new(Neighbours::new(doors.clone())),
+            forwarder: Forwarder::new(Arc::clone(&epoll), Neighbours::new(doors.clone())),
+            epoll,
             streams: Streams::default(),
             timeout: None,
             next_tick: now,

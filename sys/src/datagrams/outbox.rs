@@ -21,8 +21,8 @@ pub struct Piece {
 /// A datagram, or a run of them for one receiver (UDP_SEGMENT).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Message {
-    /// To whom.
-    pub to: SocketAddr,
+    /// To whom; `None` is whom the socket is connected to.
+    pub to: Option<SocketAddr>,
     /// Which pieces it is made of, one behind the other.
     pub pieces: Range<usize>,
     /// For a run: octets of each datagram but the last, which may be shorter.
@@ -114,7 +114,7 @@ impl Outbox {
         let controls = self.controls.as_mut_ptr();
         let mut first = 0;
         for (index, message) in messages.iter().enumerate() {
-            let name_length = self.names[index].set(message.to);
+            let name_length = message.to.map_or(0, |to| self.names[index].set(to));
             let (control, control_length) = match message.segment {
                 Some(_) => (controls.wrapping_add(index).cast(), size_of::<Control>()),
                 None => (std::ptr::null_mut(), 0),
@@ -135,7 +135,9 @@ impl Outbox {
         }
         let names = self.names.as_mut_ptr();
         for (index, header) in self.headers.iter_mut().enumerate() {
-            header.msg_hdr.msg_name = names.wrapping_add(index).cast();
+            if header.msg_hdr.msg_namelen > 0 {
+                header.msg_hdr.msg_name = names.wrapping_add(index).cast();
+            }
         }
         let count = libc::c_uint::try_from(messages.len()).map_err(io::Error::other)?;
         // SAFETY: `headers` has `count` elements. Each points to a name, to the pieces and to the

@@ -91,7 +91,7 @@ fn pieces_go_to_several_receivers_in_one_call() {
         let (sender, from) = socket(address);
         let pieces = [(0, 2), (4, 2), (2, 2)].map(|(start, length)| Piece { start, length });
         let messages = [(first, 0..2), (second, 2..3)].map(|(to, pieces)| Message {
-            to,
+            to: Some(to),
             pieces,
             segment: None,
         });
@@ -109,10 +109,25 @@ fn pieces_go_to_several_receivers_in_one_call() {
 }
 
 #[test]
+fn a_connected_socket_needs_no_address() {
+    let (receiver, to) = socket("127.0.0.1:0");
+    let (sender, from) = socket("127.0.0.1:0");
+    sender.connect(to).unwrap();
+    let message = Message { to: None, pieces: 0..1, segment: None };
+
+    let sent = Outbox::new(2)
+        .send(&sender, b"xy", &vec![message; 2], &[Piece { start: 0, length: 2 }])
+        .unwrap();
+
+    assert_eq!(sent, 2);
+    assert_eq!(receiver.recv_from(&mut [0; 4]).unwrap(), (2, from));
+}
+
+#[test]
 fn an_outbox_sends_as_many_as_it_has_room_for() {
     let (_receiver, to) = socket("127.0.0.1:0");
     let (sender, _) = socket("127.0.0.1:0");
-    let message = Message { to, pieces: 0..1, segment: None };
+    let message = Message { to: Some(to), pieces: 0..1, segment: None };
 
     let sent = Outbox::new(2)
         .send(&sender, b"x", &vec![message; 5], &[Piece { start: 0, length: 1 }])
@@ -132,7 +147,7 @@ fn a_run_is_split_for_one_receiver_and_stays_merged_for_another() {
     let pieces: Vec<_> = [0, 10, 20]
         .map(|start| Piece { start: start + 1, length: if start == 20 { 4 } else { 9 } })
         .into();
-    let run = |to| Message { to, pieces: 0..3, segment: Some(9) };
+    let run = |to| Message { to: Some(to), pieces: 0..3, segment: Some(9) };
     let whole: Vec<u8> = (1..10).chain(11..20).chain(21..25).collect();
 
     let sent =
@@ -150,7 +165,7 @@ fn a_run_is_split_for_one_receiver_and_stays_merged_for_another() {
 #[should_panic(expected = "out of range")]
 fn a_piece_outside_of_the_memory_is_never_sent() {
     let (sender, to) = socket("127.0.0.1:0");
-    let message = Message { to, pieces: 0..1, segment: None };
+    let message = Message { to: Some(to), pieces: 0..1, segment: None };
 
     drop(Outbox::new(1).send(&sender, b"abc", &[message], &[Piece { start: 2, length: 2 }]));
 }

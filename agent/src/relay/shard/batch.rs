@@ -50,11 +50,12 @@ pub(super) struct Run {
 }
 
 impl Batch {
-    /// Adds a datagram made of `pieces`.
+    /// Adds a datagram made of `pieces`; without an address it is for whom the socket is connected
+    /// to.
     pub(super) fn push(
         &mut self,
         socket: u32,
-        to: SocketAddr,
+        to: Option<SocketAddr>,
         dont_fragment: bool,
         pieces: &[Piece],
     ) {
@@ -170,8 +171,8 @@ mod tests {
 
     use super::{Batch, LONGEST_RUN, MOST_SEGMENTS};
 
-    fn peer(last: u8) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, last], 5000))
+    fn peer(last: u8) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([192, 0, 2, last], 5000)))
     }
 
     fn piece(start: usize, length: usize) -> Piece {

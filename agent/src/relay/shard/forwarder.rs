@@ -8,10 +8,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
+use nix::sys::epoll::Epoll;
+
 use sys::datagrams::{Inbox, Layout, Piece, Received};
-use turn::{Destination, Errand, Family, FiveTuple, Output, Relayed, Server, ShardId, Transport};
+use turn::{Destination, Errand, FiveTuple, Output, Relayed, Server, ShardId, Transport};
 
 use crate::relay::shard::batch::Batch;
 use crate::relay::shard::errors;
@@ -66,6 +69,7 @@ impl Pieces {
 
 /// See the module.
 pub(in crate::relay) struct Forwarder {
+    epoll: Arc<Epoll>,
     server: Option<Server>,
     pub(super) listeners: Listeners,
     pub(super) relays: Relays,
@@ -86,7 +90,7 @@ pub(in crate::relay) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(super) fn new(neighbours: Neighbours) -> Self {
+    pub(super) fn new(epoll: Arc<Epoll>, neighbours: Neighbours) -> Self {
         let layout = Layout {
             slots: SLOTS,
             before: HEADROOM,
@@ -96,6 +100,7 @@ impl Forwarder {
         };
         let inbox = Inbox::new(layout);
         Self {
+            epoll,
             server: None,
             listeners: Listeners::default(),
             relays: Relays::new(),
@@ -356,13 +361,13 @@ impl Forwarder {
     fn pass(&mut self, relayed: &Relayed, datagram: Range<usize>, room: usize) {
         match relayed.to {
             Destination::Peer { relay, side, peer } => {
-                let family = Family::of(peer.ip());
-                let Some(SocketId(id)) = self.relays.find(relay, side, family) else {
+                let toward = self.relays.toward(&self.epoll, relay, side, peer);
+                let Some((SocketId(id), to)) = toward else {
                     self.lost += 1;
                     return;
                 };
                 let pieces = self.place(relayed, datagram, room);
-                self.to_peers.push(id, peer, relayed.dont_fragment, pieces.as_slice());
+                self.to_peers.push(id, to, relayed.dont_fragment, pieces.as_slice());
             }
             Destination::Client(client) if client.transport == Transport::Udp => {
                 let index = self.listeners.by_address(client.server);
@@ -371,7 +376,7 @@ impl Forwarder {
                     return;
                 };
                 let pieces = self.place(relayed, datagram, room);
-                self.to_clients.push(index, client.client, false, pieces.as_slice());
+                self.to_clients.push(index, Some(client.client), false, pieces.as_slice());
             }
             Destination::Client(client) => {
                 let pieces = self.place(relayed, datagram, room);

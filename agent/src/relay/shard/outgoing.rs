@@ -54,7 +54,7 @@ impl Sender {
                 continue;
             };
             if run.dont_fragment {
-                let v6 = batch.messages()[run.messages.start].to.is_ipv6();
+                let v6 = socket.local_addr().is_ok_and(|local| local.is_ipv6());
                 let set = |how| {
                     if let Err(error) = set_fragmentation(socket, v6, how) {
                         tracing::debug!("cannot set DF: {error}");
@@ -84,7 +84,12 @@ impl Sender {
             let sent = match messages {
                 [message] if message.segment.is_none() && message.pieces.len() == 1 => {
                     let Piece { start, length } = batch.pieces()[message.pieces.start];
-                    socket.send_to(&memory[start..start + length], message.to).map(|_| 1)
+                    let octets = &memory[start..start + length];
+                    let sent = match message.to {
+                        Some(to) => socket.send_to(octets, to),
+                        None => socket.send(octets),
+                    };
+                    sent.map(|_| 1)
                 }
                 _ => self.outbox.send(socket, memory, messages, batch.pieces()),
             };
@@ -106,7 +111,7 @@ impl Sender {
                 Err(error) => {
                     attempts -= 1;
                     if attempts == 0 || is_final(&error) {
-                        tracing::trace!("send to {}: {error}", messages[0].to);
+                        tracing::trace!("send to {:?}: {error}", messages[0].to);
                         self.lose(batch, first..first + 1);
                         first += 1;
                         attempts = ATTEMPTS;

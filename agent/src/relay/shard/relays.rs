@@ -1,4 +1,9 @@
 //! The sockets of relay ports, found by array index.
+//!
+//! A port has a socket per face, from which it sends to any peer. The peer that gets most of what
+//! a port sends also has a *direct* one: connected to it, on the same address and port, so that
+//! the kernel need not look for the route of every packet. The kernel gives what that peer sends
+//! to the direct socket and all else to the other one.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -6,7 +11,7 @@ use std::net::{SocketAddr, UdpSocket};
 use nix::sys::epoll::{Epoll, EpollFlags};
 use turn::{Family, RelayPort, RelaySocket, Side};
 
-use crate::relay::listener::bind_relay;
+use crate::relay::listener::{bind_beside, bind_relay};
 use crate::relay::shard::token::{Token, watch};
 
 /// A socket of a relay port: which port's, by place in the table, and which face.
@@ -16,20 +21,35 @@ pub(in crate::relay) struct SocketId(pub(super) u32);
 /// Faces of a port: two sides in two families.
 const FACES: u32 = 4;
 
+/// Sockets of a port: one per face, and after them one per face that is direct.
+const SOCKETS: u32 = 2 * FACES;
+
+/// After so many packets to the same peer, none to another one between them, it gets a direct
+/// socket: connectivity checks are fewer, media is more.
+const STREAK: u16 = 64;
+
+/// So many direct sockets per shard: descriptors are for ports first.
+const MOST_DIRECT: usize = 4_096;
+
 /// The index of a port that has no sockets.
 const NONE: u32 = u32::MAX;
 
 impl SocketId {
     fn new(entry: u32, side: Side, family: Family) -> Self {
-        Self(entry * FACES + face(side, family))
+        Self(entry * SOCKETS + face(side, family))
     }
 
     const fn entry(self) -> usize {
-        (self.0 / FACES) as usize
+        (self.0 / SOCKETS) as usize
     }
 
-    const fn face(self) -> usize {
-        (self.0 % FACES) as usize
+    const fn place(self) -> usize {
+        (self.0 % SOCKETS) as usize
+    }
+
+    /// The direct socket of the same face.
+    const fn direct(self) -> Self {
+        Self(self.0 + FACES)
     }
 
     /// The side that this socket is on.
@@ -52,9 +72,15 @@ const fn face(side: Side, family: Family) -> u32 {
 /// The sockets of one port.
 struct Entry {
     port: RelayPort,
-    sockets: [Option<UdpSocket>; FACES as usize],
+    sockets: [Option<UdpSocket>; SOCKETS as usize],
     /// Datagrams that found no room, as last read from each socket.
-    dropped: [u32; FACES as usize],
+    dropped: [u32; SOCKETS as usize],
+    /// Whom the direct socket is for; there is at most one. Kept when it could not be opened, so
+    /// that this is not tried again.
+    direct: Option<SocketAddr>,
+    /// To whom the last packets went, and how many in a row.
+    last_peer: Option<SocketAddr>,
+    streak: u16,
 }
 
 /// Every relay port that is open on this shard.
@@ -67,6 +93,7 @@ pub(super) struct Relays {
     dropped: u64,
     /// Where the next look at the sockets' drops begins.
     next_look: usize,
+    direct_sockets: usize,
 }
 
 impl Relays {
@@ -77,6 +104,7 @@ impl Relays {
             free: Vec::new(),
             dropped: 0,
             next_look: 0,
+            direct_sockets: 0,
         }
     }
 
@@ -96,7 +124,14 @@ impl Relays {
             self.entries.push(None);
             u32::try_from(self.entries.len() - 1).unwrap_or(NONE)
         });
-        let mut entry = Entry { port, sockets: [const { None }; 4], dropped: [0; 4] };
+        let mut entry = Entry {
+            port,
+            sockets: [const { None }; SOCKETS as usize],
+            dropped: [0; SOCKETS as usize],
+            direct: None,
+            last_peer: None,
+            streak: 0,
+        };
         let mut families = Vec::with_capacity(2);
         let mut refusal = None;
         for family in [Family::V4, Family::V6] {
@@ -125,6 +160,7 @@ impl Relays {
         let index = std::mem::replace(&mut self.by_port[usize::from(port.0)], NONE);
         if let Some(mut entry) = self.entries.get_mut(index as usize).and_then(Option::take) {
             self.dropped += entry.look_at_drops();
+            self.direct_sockets -= usize::from(entry.has_direct());
             self.free.push(index);
         }
     }
@@ -134,7 +170,9 @@ impl Relays {
         let index = self.by_port[usize::from(port.0)];
         if let Some(Some(entry)) = self.entries.get_mut(index as usize) {
             self.dropped += entry.look_at_drops();
+            let had_direct = entry.has_direct();
             entry.close(family);
+            self.direct_sockets -= usize::from(had_direct && !entry.has_direct());
         }
     }
 
@@ -143,15 +181,35 @@ impl Relays {
         *self = Self { dropped: self.dropped, ..Self::new() };
     }
 
-    /// The socket of this face, if it is open.
-    pub(super) fn find(&self, port: RelayPort, side: Side, family: Family) -> Option<SocketId> {
+    /// The socket that sends to this peer, and the address to give with the packet: none when the
+    /// socket is connected to it.
+    pub(super) fn toward(
+        &mut self,
+        epoll: &Epoll,
+        port: RelayPort,
+        side: Side,
+        peer: SocketAddr,
+    ) -> Option<(SocketId, Option<SocketAddr>)> {
         let index = self.by_port[usize::from(port.0)];
-        (index != NONE).then(|| SocketId::new(index, side, family))
+        let entry = self.entries.get_mut(index as usize)?.as_mut()?;
+        let id = SocketId::new(index, side, Family::of(peer.ip()));
+        if entry.direct == Some(peer) {
+            let is_open = entry.sockets[id.direct().place()].is_some();
+            return Some(if is_open { (id.direct(), None) } else { (id, Some(peer)) });
+        }
+        if entry.direct.is_none() && entry.is_streak(peer) && self.direct_sockets < MOST_DIRECT {
+            entry.direct = Some(peer);
+            match entry.open_direct(epoll, id, peer) {
+                Ok(()) => self.direct_sockets += 1,
+                Err(error) => tracing::debug!("no direct socket: {error}"),
+            }
+        }
+        Some((id, Some(peer)))
     }
 
     pub(super) fn socket(&self, id: SocketId) -> Option<(RelayPort, &UdpSocket)> {
         let entry = self.entries.get(id.entry())?.as_ref()?;
-        Some((entry.port, entry.sockets[id.face()].as_ref()?))
+        Some((entry.port, entry.sockets[id.place()].as_ref()?))
     }
 
     /// How many datagrams found no room so far. Looks at a few ports each time, so that it takes
@@ -185,7 +243,7 @@ impl Entry {
                     watch(epoll, &socket, Token::Relay(id), EpollFlags::EPOLLIN).map(|()| socket)
                 })
                 .map_err(|error| (*address, error))?;
-            self.sockets[id.face()] = Some(socket);
+            self.sockets[id.place()] = Some(socket);
             any = true;
         }
         Ok(any)
@@ -193,8 +251,33 @@ impl Entry {
 
     fn close(&mut self, family: Family) {
         for side in [Side::Outside, Side::Inside] {
-            self.sockets[face(side, family) as usize] = None;
+            let place = face(side, family) as usize;
+            self.sockets[place] = None;
+            self.sockets[place + FACES as usize] = None;
         }
+    }
+
+    fn has_direct(&self) -> bool {
+        self.sockets[FACES as usize..].iter().any(Option::is_some)
+    }
+
+    /// Counts a packet to `peer`; whether it is time for a direct socket.
+    fn is_streak(&mut self, peer: SocketAddr) -> bool {
+        if self.last_peer == Some(peer) {
+            self.streak = self.streak.saturating_add(1);
+        } else {
+            self.last_peer = Some(peer);
+            self.streak = 1;
+        }
+        self.streak >= STREAK
+    }
+
+    fn open_direct(&mut self, epoll: &Epoll, id: SocketId, peer: SocketAddr) -> io::Result<()> {
+        let socket = self.sockets[id.place()].as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let socket = bind_beside(socket, peer)?;
+        watch(epoll, &socket, Token::Relay(id.direct()), EpollFlags::EPOLLIN)?;
+        self.sockets[id.direct().place()] = Some(socket);
+        Ok(())
     }
 
     /// How many datagrams have found no room since the last look.

@@ -52,9 +52,10 @@ fn no_packet_is_lost_while_the_configuration_changes() {
 
         let (returned, swaps) = std::thread::scope(|scope| {
             scope.spawn(|| echo(&peer, &done));
-            let traffic = scope.spawn(|| {
+            let finished = &done;
+            let traffic = scope.spawn(move || {
                 let returned = send_and_receive(&guest);
-                done.store(true, Ordering::Relaxed);
+                finished.store(true, Ordering::Relaxed);
                 returned
             });
             let mut swaps = 0;
