@@ -8,6 +8,7 @@
 
 mod live_change;
 mod packets;
+mod status;
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
+};
 use turn::stun::{AttributeType, Class, Message, Method};
 
 use super::{Guest, SHARDS, run, start};
@@ -169,6 +171,71 @@ fn long_datagrams_pass_between_clients_on_any_shards() {
         assert_eq!(snapshot.counters.relayed_in_process, 8 * 8 * 4);
         assert_eq!(snapshot.losses, Default::default());
         assert_eq!(snapshot.status.active_clients, 8);
+    }
+}
+
+#[test]
+fn only_a_packet_that_must_not_be_fragmented_says_so_to_routers() {
+    for shards in SHARDS {
+        let (_handle, _) = start(shards);
+        let guest = Guest::new();
+        guest.allocate("correct horse").unwrap();
+        let _server = server();
+        guest.permit(SERVER);
+        // Sees whole IP packets.
+        let wire =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
+                .unwrap();
+        let wire = UdpSocket::from(wire);
+        wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+
+        // More than it takes for a socket of the peer's own.
+        for number in 0..200_u8 {
+            let dont_fragment = number % 3 == 1;
+            let indication = Guest::begin(Class::Indication, Method::SEND)
+                .xor_address(AttributeType::XOR_PEER_ADDRESS, SERVER.parse().unwrap())
+                .attribute(AttributeType::DATA, &[number]);
+            let indication = if dont_fragment {
+                indication.attribute(AttributeType::DONT_FRAGMENT, &[])
+            } else {
+                indication
+            };
+            guest.socket.send(&indication.finish()).unwrap();
+
+            let mut packet = [0; 1500];
+            loop {
+                let length = wire.recv(&mut packet).unwrap();
+                // To the server's port: with UDP's header, 28 octets before the payload.
+                if packet[22..24] == 5000_u16.to_be_bytes() {
+                    assert_eq!((length, packet[28]), (29, number));
+                    break;
+                }
+            }
+            assert_eq!(packet[6] & 0x40 != 0, dont_fragment, "packet {number}");
+        }
+    }
+}
+
+#[test]
+fn a_client_hears_of_a_port_where_nobody_listens() {
+    for shards in SHARDS {
+        let (handle, _) = start(shards);
+        let guest = Guest::new();
+        guest.allocate("correct horse").unwrap();
+        guest.permit(SERVER);
+
+        guest.indicate(SERVER, b"anybody there?");
+
+        let mut buffer = [0; 1500];
+        let length = guest.socket.recv(&mut buffer).unwrap();
+        let message = Message::parse(&buffer[..length]).unwrap();
+        assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
+        // Type 3 in 7 bits, code 3 in 9 (RFC 8656 section 18.13).
+        let icmp = message.attribute(AttributeType::ICMP);
+        assert_eq!(icmp, Some(&[0, 0, 3 << 1, 3, 0, 0, 0, 0][..]));
+        let peer = message.xor_address(AttributeType::XOR_PEER_ADDRESS);
+        assert_eq!(peer, Some(SERVER.parse().unwrap()));
+        assert_eq!(handle.snapshot().unwrap().counters.icmp, 1);
     }
 }
 
