@@ -17,7 +17,7 @@ const TARGETS: [(&str, Target, usize); 4] = [
     ("stun_message", targets::stun_message, 60_000),
     ("framing", targets::framing, 60_000),
     ("proxy_header", targets::proxy_header, 60_000),
-    ("relay", targets::relay, 3_000),
+    ("relay", targets::relay, 500),
 ];
 
 /// The corpus of a target, in the order of its file names.
