@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -118,13 +119,18 @@ impl Lab {
 
     /// A relay of so many shards. Clients come in on shard 0 unless `homes` says otherwise.
     pub(crate) fn sharded(settings: Settings, shards: u8) -> Self {
-        let now = epoch();
         let config = Arc::new(Config::new(settings).unwrap());
         let shared = Shared::new(&config, [7; 32]);
-        let shard = |id| Server::new(Arc::clone(&shared), ShardId(id), Arc::clone(&config), now);
+        Self::of(&shared, &config, 0..shards)
+    }
+
+    /// Some shards of a relay, the first of them where clients come in.
+    pub(crate) fn of(shared: &Arc<Shared>, config: &Arc<Config>, shards: Range<u8>) -> Self {
+        let now = epoch();
+        let shard = |id| Server::new(Arc::clone(shared), ShardId(id), Arc::clone(config), now);
         Self {
-            server: shard(0),
-            others: (1..shards).map(shard).collect(),
+            server: shard(shards.start),
+            others: shards.skip(1).map(shard).collect(),
             homes: BTreeMap::new(),
             owners: BTreeMap::new(),
             wanted: Vec::new(),

@@ -1,10 +1,11 @@
 //! Several shards of one relay.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use postern_turn::stun::AttributeType;
-use postern_turn::{Destination, Quotas, Settings};
+use postern_turn::{Config, Destination, Quotas, Settings, Shared};
 
 use crate::lab::{Lab, NAT, data_indication, guest, settings};
 
@@ -101,4 +102,48 @@ fn a_packet_from_relay_to_relay_goes_by_the_shard_that_has_the_target() {
     let now = lab.now;
     let status = lab.shard(1).allocations(now);
     assert_eq!((status[0].packets_from_client, status[0].packets_to_client), (4, 0));
+}
+
+#[test]
+fn threads_that_allocate_and_free_at_once_never_share_a_port_and_use_up_the_range() {
+    let media_ports = Some(24000..=24255);
+    let config = Arc::new(Config::new(Settings { media_ports, ..settings() }).unwrap());
+    let shared = Shared::new(&config, [7; 32]);
+    let work = |shard: u8| {
+        let mut lab = Lab::of(&shared, &config, shard..shard + 1);
+        let first = 1000 * (u16::from(shard) + 1);
+        let mut ports = BTreeSet::new();
+        for round in 0..20 {
+            let login = lab.alice(guest(first));
+            for port in first..first + 300 {
+                let request = lab.begin_allocate();
+                let reply = lab.ask(guest(port), &login, request);
+                match reply.code() {
+                    0 => assert!(ports.insert(reply.relayed().port())),
+                    508 => break,
+                    other => panic!("{other}"),
+                }
+            }
+            if round < 19 {
+                lab.pass(Duration::from_secs(600));
+                ports.clear();
+            }
+        }
+        (lab, ports)
+    };
+
+    let [mut a, b] = std::thread::scope(|scope| {
+        let work = &work;
+        let threads = [0, 1].map(|shard| scope.spawn(move || work(shard)));
+        threads.map(|thread| thread.join().unwrap())
+    });
+
+    assert!(a.1.is_disjoint(&b.1));
+    let login = a.0.alice(guest(1));
+    for port in 1..=u16::try_from(256 - a.1.len() - b.1.len()).unwrap() {
+        let request = a.0.begin_allocate();
+        assert_eq!(a.0.ask(guest(port), &login, request).code(), 0);
+    }
+    let request = a.0.begin_allocate();
+    assert_eq!(a.0.ask(guest(999), &login, request).code(), 508);
 }
