@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod client;
+mod connection_limit;
 mod console;
 mod control;
 mod device;

@@ -43,6 +43,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
+use crate::connection_limit::ConnectionLimit;
 use crate::ipc::{Channel, read_sealed};
 use crate::message::{
     AGENT_SOCKET, NET_SOCKET, NetReply, NetRequest, STREAMS_SOCKET, SliceReply, SliceRequest,
@@ -68,7 +69,7 @@ mod turn_stream;
 mod upstream;
 
 use counters::{Counters, LogLimit};
-use listener::{Kind, Sources};
+use listener::{Kind, MAX_CONNECTIONS, MAX_PER_SOURCE};
 use serving::{Serving, SliceError};
 use upstream::State;
 
@@ -180,12 +181,12 @@ fn fetch_listeners(net: &Path) -> anyhow::Result<BTreeMap<SocketAddr, TcpListene
 }
 
 /// What connections share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     serving: ArcSwapOption<Serving>,
     counters: Counters,
     refusals: LogLimit,
-    sources: Sources,
+    limit: Arc<ConnectionLimit>,
     /// The relay's socket for TURN streams.
     streams: PathBuf,
     /// How often it is logged that nobody answers there.
@@ -210,7 +211,14 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Serves nothing yet; TURN clients will be joined to the relay at `streams`.
     pub(crate) fn new(streams: impl Into<PathBuf>) -> Self {
-        let shared = Shared { streams: streams.into(), ..Shared::default() };
+        let shared = Shared {
+            serving: ArcSwapOption::default(),
+            counters: Counters::default(),
+            refusals: LogLimit::default(),
+            limit: ConnectionLimit::new(MAX_CONNECTIONS, MAX_PER_SOURCE),
+            streams: streams.into(),
+            relay_faults: LogLimit::default(),
+        };
         Self { shared: Arc::new(shared), accepting: Mutex::default() }
     }
 

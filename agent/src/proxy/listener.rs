@@ -1,9 +1,8 @@
 //! From an accepted connection to hyper, or to the relay: limits, TLS, and the guard in between.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -31,9 +30,9 @@ const GOODBYE_TIME: Duration = Duration::from_secs(1);
 /// How long a kept-alive connection waits for its next request.
 const KEEP_ALIVE_TIME: Duration = Duration::from_secs(75);
 /// Connections at a time, all told; each costs 20 to 60 kB.
-const MAX_CONNECTIONS: usize = 4096;
+pub(super) const MAX_CONNECTIONS: usize = 4096;
 /// The same from one source (IPv6: /64), wide enough for an office behind one address.
-const MAX_PER_SOURCE: usize = 512;
+pub(super) const MAX_PER_SOURCE: usize = 512;
 /// A fatal alert `unrecognized_name` (RFC 8446 section 6, RFC 6066 section 3) as a record.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
@@ -74,7 +73,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: Arc<TcpListener>, kind
 }
 
 fn admit(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, kind: Kind) {
-    let Some(place) = Sources::enter(shared, client.ip()) else {
+    let Some(place) = shared.limit.enter(Some(client.ip())) else {
         shared.counters.refused_connections.add();
         if let Some(suppressed) = shared.refusals.admit() {
             tracing::warn!(%client, suppressed, "Connection refused: too many at a time");
@@ -105,7 +104,7 @@ async fn serve_tls(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, 
         (_, Some(serving)) if serving.turn_shared => Serves::Both,
         _ => Serves::Web,
     };
-    if serves == Serves::Both {
+    if serves != Serves::Web {
         let mut first = [0];
         match timeout_at(deadline, stream.peek(&mut first)).await {
             Ok(Ok(1)) if turn_stream::is_stun_on_the_wire(first[0]) => {
@@ -257,51 +256,4 @@ fn http1() -> http1::Builder {
         .max_buf_size(32 * 1024)
         .max_headers(MAX_FIELDS);
     builder
-}
-
-/// Open connections by source.
-#[derive(Debug, Default)]
-pub(super) struct Sources(Mutex<(usize, HashMap<IpAddr, usize>)>);
-
-/// A connection's place under the limits; given back when dropped.
-struct Place {
-    shared: Arc<Shared>,
-    source: IpAddr,
-}
-
-impl Sources {
-    fn enter(shared: &Arc<Shared>, client: IpAddr) -> Option<Place> {
-        let source = source(client);
-        let mut counts = shared.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (total, by_source) = &mut *counts;
-        let count = by_source.get(&source).copied().unwrap_or(0);
-        if *total >= MAX_CONNECTIONS || count >= MAX_PER_SOURCE {
-            return None;
-        }
-        *total += 1;
-        by_source.insert(source, count + 1);
-        drop(counts);
-        Some(Place { shared: Arc::clone(shared), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.shared.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.0 -= 1;
-        if let Some(count) = counts.1.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.1.remove(&self.source);
-            }
-        }
-    }
-}
-
-/// What counts as one source: an IPv4 address, an IPv6 /64.
-fn source(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
-        v4 => v4,
-    }
 }

@@ -5,7 +5,7 @@
 //!
 //! | first octet on the wire | inside TLS | it is |
 //! |---|---|---|
-//! | below 0x14 | – | TURN without TLS |
+//! | below 0x14 | no TLS | TURN |
 //! | anything else | ALPN `stun.turn` | TURN |
 //! | | first octet below 0x14, unless `h2` was chosen | TURN |
 //! | | anything else | a browser |

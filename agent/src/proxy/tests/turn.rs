@@ -129,15 +129,17 @@ async fn what_is_said_inside_tls_decides_and_alpn_alone_does_not() {
 #[tokio::test]
 async fn stun_without_tls_shares_the_port_too() {
     let shared = Shared::new().await;
-    let mut stream = TcpStream::connect(shared.shared()).await.unwrap();
+    for address in [shared.shared(), shared.turn_only()] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
 
-    stream.write_all(STUN).await.unwrap();
+        stream.write_all(STUN).await.unwrap();
 
-    let (header, mut relay) = shared.joined().await;
-    let mut request = [0; 20];
-    relay.read_exact(&mut request).await.unwrap();
-    assert_eq!(request, STUN);
-    assert_eq!(header.source(), stream.local_addr().unwrap());
+        let (header, mut relay) = shared.joined().await;
+        let mut request = [0; 20];
+        relay.read_exact(&mut request).await.unwrap();
+        assert_eq!(request, STUN);
+        assert_eq!(header.source(), stream.local_addr().unwrap());
+    }
 }
 
 #[tokio::test]
