@@ -1,13 +1,15 @@
 //! `postern-agent relay`: the sockets of the TURN relay, around the state machine of [`turn`].
 //!
 //! The *control* thread talks to the agent and to postern-net, opens listening sockets and waits
-//! where it must. Each *shard*, one per processor, has a state machine, its clients' sockets and
-//! its relay ports, and never waits for anything but events. Nothing here holds a privilege:
-//! sockets below 1024 come from postern-net.
+//! where it must. The *acceptor* takes connections: of clients over TCP, and of the proxy, which
+//! takes TLS off and joins the stream. Each *shard*, one per processor, has a state machine, its
+//! clients' sockets and its relay ports, and never waits for anything but events. Nothing here
+//! holds a privilege: sockets below 1024 come from postern-net.
 //!
 //! ```text
 //! agent ── slice ──→ control ── config, listeners ──→ shards ←──→ clients (listeners)
 //! postern-net ── sockets below 1024 ──↗        ↖── snapshots ─┘ ↖──→ peers (relay ports)
+//! clients over TCP, proxy ──→ acceptor ── streams ──↗
 //! ```
 //!
 //! An allocation stays on the shard that made it. The kernel gives each client's datagrams to one
@@ -21,6 +23,7 @@
 //! 4. An ICMP error about one packet never fails the next one.
 //! 5. For a packet that is passed on nothing is allocated, locked or looked up by name.
 
+mod acceptor;
 mod control;
 mod listener;
 mod report;

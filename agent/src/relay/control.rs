@@ -1,11 +1,13 @@
 //! The control thread: takes slices from the agent and hands them to the shard.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+
 use crate::ipc::{self, Channel};
-use crate::message::{AGENT_SOCKET, SliceReply, SliceRequest};
+use crate::message::{AGENT_SOCKET, STREAMS_SOCKET, SliceReply, SliceRequest};
 use crate::plan::{Generation, RelaySlice};
 use crate::relay::shard::Handle;
 use crate::relay::{listener, report, slice};
@@ -19,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Serves the agent for ever; the relay goes on with what it has while there is none.
 pub(super) fn run(shard: &Handle) {
-    let mut control = Control::new(shard);
+    let mut control = Control::new(shard).joined_at(STREAMS_SOCKET.into());
     let mut pause = FIRST_PAUSE;
     loop {
         match Channel::connect(Path::new(AGENT_SOCKET)) {
@@ -40,12 +42,19 @@ pub(super) fn run(shard: &Handle) {
 pub(super) struct Control<'a> {
     shard: &'a Handle,
     served: Option<RelaySlice>,
+    /// Where the proxy joins streams.
+    streams: Option<PathBuf>,
 }
 
 impl<'a> Control<'a> {
     /// Begins without a slice.
     pub(super) fn new(shard: &'a Handle) -> Self {
-        Self { shard, served: None }
+        Self { shard, served: None, streams: None }
+    }
+
+    /// The proxy joins streams there while there is a slice.
+    pub(super) fn joined_at(self, path: PathBuf) -> Self {
+        Self { streams: Some(path), ..self }
     }
 
     /// Answers requests until the connection ends.
@@ -105,14 +114,27 @@ impl<'a> Control<'a> {
         let open = self.shard.snapshot()?.listeners;
         let missing: Vec<_> =
             wanted.iter().copied().filter(|address| !open.contains(address)).collect();
+        let acceptor = self.shard.acceptor();
+        let tcp = slice::tcp_listeners(slice);
+        let open = acceptor.open();
+        let missing_tcp: Vec<_> =
+            tcp.iter().copied().filter(|address| !open.contains(address)).collect();
+        let opened_tcp = listener::listen(&missing_tcp)?;
         let opened = listener::open(&missing, self.shard.shards())?;
+        if let Some(path) = &self.streams {
+            let joined = acceptor.join_at(path);
+            joined.with_context(|| format!("cannot take streams at {}", path.display()))?;
+        }
         self.shard.serve(config, &wanted, opened)?;
+        acceptor.serve(&tcp, opened_tcp);
         self.served = Some(slice.clone());
         Ok(())
     }
 
-    fn stop(&mut self) {
+    /// Serves nothing.
+    pub(super) fn stop(&mut self) {
         self.served = None;
+        self.shard.acceptor().stop();
         if let Err(error) = self.shard.stop() {
             tracing::error!("cannot stop serving: {error}");
         }
@@ -121,7 +143,11 @@ impl<'a> Control<'a> {
     /// The status object.
     pub(super) fn report(&self) -> serde_json::Value {
         match self.shard.snapshot() {
-            Ok(snapshot) => report::report(self.served.as_ref(), &snapshot, Instant::now()),
+            Ok(snapshot) => {
+                let mut report = report::report(self.served.as_ref(), &snapshot, Instant::now());
+                report::add_streams(&mut report, &snapshot, self.shard.acceptor());
+                report
+            }
             Err(error) => serde_json::json!({"status": "failed", "reason": error.to_string()}),
         }
     }

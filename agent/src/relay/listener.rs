@@ -1,8 +1,8 @@
 //! Listening sockets: opened here, or fetched from postern-net below port 1024.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,11 +38,19 @@ pub(super) enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel refuses the address for connections.
+    #[error("cannot listen on TCP {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// No answer, or not the one asked for.
     #[error("cannot fetch sockets below 1024 from postern-net: {0}")]
     Net(String),
     /// The plan of postern-net and the slice disagree.
-    #[error("postern-net holds no UDP socket for {address}")]
+    #[error("postern-net holds no socket for {address}")]
     NotHeld {
         /// Which one.
         address: SocketAddr,
@@ -68,10 +76,43 @@ pub(super) fn open(addresses: &[SocketAddr], shards: usize) -> Result<Vec<NewLis
         listeners.push(NewListener { address, sockets });
     }
     if !low.is_empty() {
-        let fetched = patiently(deadline, || fetch(Path::new(NET_SOCKET), &low))?;
-        let held = low.into_iter().zip(fetched);
-        listeners
-            .extend(held.map(|(address, socket)| NewListener { address, sockets: vec![socket] }));
+        let fetch = || fetch(Path::new(NET_SOCKET), &low, Transport::Udp);
+        let fetched = patiently(deadline, fetch)?.into_iter().map(UdpSocket::from);
+        for (address, socket) in low.iter().copied().zip(fetched) {
+            let prepared = socket.set_nonblocking(true).and_then(|()| prepare_listener(&socket));
+            prepared.map_err(|source| OpenError::Bind { address, source })?;
+            listeners.push(NewListener { address, sockets: vec![socket] });
+        }
+    }
+    Ok(listeners)
+}
+
+/// Listens for TCP clients on each address, all or none.
+///
+/// # Errors
+///
+/// Returns why the first one that does not come within a few seconds does not.
+pub(super) fn listen(
+    addresses: &[SocketAddr],
+) -> Result<Vec<(SocketAddr, TcpListener)>, OpenError> {
+    let deadline = Instant::now() + PATIENCE;
+    let (low, high): (Vec<_>, Vec<_>) =
+        addresses.iter().partition(|address| address.port() < FIRST_UNPRIVILEGED_PORT);
+    let mut listeners = Vec::new();
+    for address in high {
+        let listener = patiently(deadline, || {
+            TcpListener::bind(address).map_err(|source| OpenError::Listen { address, source })
+        })?;
+        listeners.push((address, listener));
+    }
+    if !low.is_empty() {
+        let fetch = || fetch(Path::new(NET_SOCKET), &low, Transport::Tcp);
+        let fetched = patiently(deadline, fetch)?.into_iter().map(TcpListener::from);
+        listeners.extend(low.iter().copied().zip(fetched));
+    }
+    for (address, listener) in &listeners {
+        let nonblocking = listener.set_nonblocking(true);
+        nonblocking.map_err(|source| OpenError::Listen { address: *address, source })?;
     }
     Ok(listeners)
 }
@@ -154,7 +195,11 @@ fn patiently<T>(
 }
 
 /// Fetches the sockets that postern-net holds for this process.
-pub(super) fn fetch(net: &Path, addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, OpenError> {
+pub(super) fn fetch(
+    net: &Path,
+    addresses: &[SocketAddr],
+    transport: Transport,
+) -> Result<Vec<OwnedFd>, OpenError> {
     let failed = |error: io::Error| OpenError::Net(error.to_string());
     let channel = Channel::connect(net).map_err(failed)?;
     channel.send(&NetRequest::Listeners, &[]).map_err(failed)?;
@@ -170,18 +215,15 @@ pub(super) fn fetch(net: &Path, addresses: &[SocketAddr]) -> Result<Vec<UdpSocke
     let mut held: Vec<_> = plans
         .into_iter()
         .zip(fds)
-        .filter(|(plan, _)| plan.transport == Transport::Udp)
-        .map(|(plan, fd)| (plan.address, UdpSocket::from(fd)))
+        .filter(|(plan, _)| plan.transport == transport)
+        .map(|(plan, fd)| (plan.address, fd))
         .collect();
     addresses
         .iter()
         .map(|address| {
             let index = held.iter().position(|(held, _)| held == address);
             let index = index.ok_or(OpenError::NotHeld { address: *address })?;
-            let (_, socket) = held.swap_remove(index);
-            socket.set_nonblocking(true).map_err(failed)?;
-            prepare_listener(&socket).map_err(failed)?;
-            Ok(socket)
+            Ok(held.swap_remove(index).1)
         })
         .collect()
 }

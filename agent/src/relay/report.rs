@@ -7,12 +7,15 @@ use serde_json::{Value, json};
 use turn::{AllocationStatus, Counters, RelayTransport, Rule, Transport};
 
 use crate::plan::{RelaySlice, RelayUser};
+use crate::relay::acceptor::Acceptor;
 use crate::relay::shard::Snapshot;
 
 /// What this relay can do; there is no key to buy for any of it.
-const CAPABILITIES: [&str; 12] = [
+const CAPABILITIES: [&str; 14] = [
     "stun",
     "turn-udp",
+    "turn-tcp",
+    "tcp-allocations",
     "ipv4",
     "ipv6",
     "both-families-at-once",
@@ -150,4 +153,18 @@ fn allocation(allocation: &AllocationStatus) -> Value {
             "bytes": allocation.octets_to_client,
         },
     })
+}
+
+/// Adds what there is of connections: of clients, and with peers (RFC 6062).
+pub(super) fn add_streams(report: &mut Value, snapshot: &Snapshot, acceptor: &Acceptor) {
+    let streams = &snapshot.streams;
+    let tcp: Vec<_> = acceptor.open().iter().map(ToString::to_string).collect();
+    report["tcp-listening-addresses"] = json!(tcp);
+    report["tcp-connections"] = json!({
+        "open": streams.clients,
+        "total": streams.clients_total,
+        "refused": acceptor.refused(),
+        "cut-off": streams.cut_off,
+    });
+    report["peer-connections"] = json!({ "open": streams.peers, "total": streams.peers_total });
 }

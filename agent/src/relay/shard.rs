@@ -26,14 +26,14 @@ use turn::{Event, Output, RelayTransport, Server, ShardId};
 
 pub(super) use self::forwarder::Forwarder;
 pub(super) use self::handle::{Handle, NewListener, Snapshot};
-#[expect(unused_imports, reason = "for streams")]
 pub(super) use self::token::{Token as StreamToken, watch};
 
 use self::handle::{Command, Line, Losses, Serve};
 use self::neighbours::{Neighbours, Parcel, door};
 use self::token::Token;
+use crate::relay::acceptor::Acceptor;
 use crate::relay::security_log::SecurityLog;
-use crate::relay::stream::{Around, Streams};
+use crate::relay::stream::{Around, Streams, gate};
 
 /// Events taken from epoll at once.
 const EVENTS: usize = 256;
@@ -70,6 +70,7 @@ pub(super) struct Shard {
 pub(super) fn new(count: u8) -> io::Result<(Vec<Shard>, Handle)> {
     let mut lines = Vec::new();
     let mut doors = Vec::new();
+    let mut gates = Vec::new();
     let mut ends = Vec::new();
     for _ in 0..count.max(1) {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -77,13 +78,15 @@ pub(super) fn new(count: u8) -> io::Result<(Vec<Shard>, Handle)> {
         let (sender, commands) = channel();
         let (door, parcels) = door(Arc::clone(&wake));
         doors.push(door);
+        let (gate, arrivals) = gate(Arc::clone(&wake));
+        gates.push(gate);
         lines.push(Line { commands: sender, wake: Arc::clone(&wake) });
-        ends.push((wake, commands, parcels));
+        ends.push((wake, commands, parcels, arrivals));
     }
     let mut shards = Vec::new();
-    for (id, (wake, commands, parcels)) in (0..).zip(ends) {
+    for (id, (wake, commands, parcels, arrivals)) in (0..).zip(ends) {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        token::watch(&epoll, &wake, Token::Wake, EpollFlags::EPOLLIN)?;
+        watch(&epoll, &wake, Token::Wake, EpollFlags::EPOLLIN)?;
         let now = Instant::now();
         shards.push(Shard {
             id: ShardId(id),
@@ -92,14 +95,14 @@ pub(super) fn new(count: u8) -> io::Result<(Vec<Shard>, Handle)> {
             parcels,
             forwarder: Forwarder::new(Arc::clone(&epoll), Neighbours::new(doors.clone())),
             epoll,
-            streams: Streams::default(),
+            streams: Streams::new(ShardId(id), gates.clone(), arrivals),
             timeout: None,
             next_tick: now,
             log: SecurityLog::new(now),
             exhausted_at: None,
         });
     }
-    Ok((shards, Handle::new(lines)))
+    Ok((shards, Handle::new(lines, Acceptor::start(gates)?)))
 }
 
 impl Shard {
@@ -123,9 +126,20 @@ impl Shard {
                     return Ok(());
                 }
             }
+            self.flush(now);
+            self.forwarder.neighbours.wake();
+        }
+    }
+
+    /// Sends everything that waits, and what comes of that.
+    fn flush(&mut self, now: Instant) {
+        loop {
             self.forwarder.flush(&mut self.streams);
             self.drain(now);
-            self.forwarder.neighbours.wake();
+            let mut around = Around { epoll: &self.epoll, forwarder: &mut self.forwarder, now };
+            if !self.streams.flush(&mut around) {
+                return;
+            }
         }
     }
 
@@ -138,6 +152,9 @@ impl Shard {
                     tracing::debug!("eventfd: {error}");
                 }
                 self.take_parcels(now);
+                let mut around = Around { epoll: &self.epoll, forwarder: &mut self.forwarder, now };
+                self.streams.take_arrivals(&mut around);
+                self.drain(now);
                 return self.obey(now);
             }
             Token::Listener(id) => {
@@ -172,6 +189,9 @@ impl Shard {
             self.next_tick = now + TICK;
             self.tell_wall_clock(now);
             self.forwarder.relays.look_at_drops();
+            let mut around = Around { epoll: &self.epoll, forwarder: &mut self.forwarder, now };
+            self.streams.keep_time(&mut around);
+            self.drain(now);
         }
         if self.timeout.is_some_and(|timeout| timeout <= now) {
             if let Some(server) = self.forwarder.server_mut() {
@@ -244,8 +264,16 @@ impl Shard {
         };
         let listeners = listeners.iter().map(|listener| listener.address).collect();
         let exhausted_at = self.exhausted_at;
+        let streams = self.streams.counters();
         let Some(server) = self.forwarder.server() else {
-            return Snapshot { listeners, losses, exhausted_at, shards: 1, ..Snapshot::default() };
+            return Snapshot {
+                listeners,
+                losses,
+                exhausted_at,
+                shards: 1,
+                streams,
+                ..Snapshot::default()
+            };
         };
         let mut allocations = server.allocations(now);
         allocations.truncate(TOLD_ALLOCATIONS);
@@ -257,6 +285,7 @@ impl Shard {
             losses,
             exhausted_at,
             shards: 1,
+            streams,
         }
     }
 
@@ -295,7 +324,7 @@ impl Shard {
         let mut around = Around { epoll: &self.epoll, forwarder: &mut self.forwarder, now };
         match output {
             Output::Reply { client, message } => {
-                around.forwarder.reply(client, &message, &mut self.streams);
+                around.forwarder.reply(client, &message, &mut self.streams, now);
             }
             Output::OpenRelay { relay, transport: RelayTransport::Udp, sockets } => {
                 let opened = around.forwarder.relays.open(&self.epoll, relay, &sockets);
@@ -334,6 +363,9 @@ impl Shard {
             Output::Event(event) => {
                 if event == Event::Exhausted {
                     self.exhausted_at = Some(now);
+                }
+                if let Event::Freed { client, .. } = event {
+                    self.streams.handle_freed(client, now);
                 }
                 report(&mut self.log, event, now);
             }

@@ -49,6 +49,12 @@ pub(super) fn udp_listeners(slice: &RelaySlice) -> Vec<SocketAddr> {
     udp.map(|listener| listener.address).collect()
 }
 
+/// Where the slice wants TCP clients served.
+pub(super) fn tcp_listeners(slice: &RelaySlice) -> Vec<SocketAddr> {
+    let tcp = slice.listeners.iter().filter(|listener| listener.transport == Transport::Tcp);
+    tcp.map(|listener| listener.address).collect()
+}
+
 fn face(face: &Face) -> turn::Face {
     turn::Face { local: face.local, told: face.told }
 }

@@ -24,7 +24,8 @@ pub(super) fn signals() -> SigSet {
 ///
 /// Returns why the first slice cannot be served; a later one that cannot be changes nothing.
 pub(super) fn run(shard: &Handle, path: &Path) -> anyhow::Result<()> {
-    let mut control = Control::new(shard);
+    let streams = path.with_file_name("streams");
+    let mut control = Control::new(shard).joined_at(streams);
     serve(&mut control, path)?;
     notify("READY=1");
     loop {

@@ -28,11 +28,15 @@ use super::control::{self, Control};
 use super::listener::fetch;
 use super::shard::{self, Handle};
 use crate::ipc::{self, Channel};
-use crate::message::{AGENT_SOCKET, NetReply, NetRequest, SliceReply, SliceRequest};
+use crate::message::{
+    AGENT_SOCKET, NetReply, NetRequest, STREAMS_SOCKET, SliceReply, SliceRequest,
+};
 use crate::plan::{
     Face, Generation, ListenerPlan, RelayListener, RelayQuotas, RelaySlice, RelayUser, Service,
     Transport,
 };
+
+mod streams;
 
 const NAT: &str = "203.0.113.156";
 const GUEST: &str = "203.0.113.7";
@@ -367,7 +371,9 @@ fn the_agent_may_come_late_and_go_and_the_relay_goes_on_serving() {
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        std::fs::create_dir_all(Path::new(AGENT_SOCKET).parent().unwrap()).unwrap();
+        for socket in [AGENT_SOCKET, STREAMS_SOCKET] {
+            std::fs::create_dir_all(Path::new(socket).parent().unwrap()).unwrap();
+        }
         let handle = start_shards(shards, &Log::default());
         std::thread::spawn(move || control::run(&handle));
         std::thread::sleep(Duration::from_millis(200));
@@ -405,11 +411,12 @@ fn sockets_below_1024_come_from_postern_net() {
         }
     });
 
-    let sockets = fetch(&path, &[address]).unwrap();
-    let missing = fetch(&path, &["192.0.2.61:53".parse().unwrap()]).unwrap_err();
+    let sockets = fetch(&path, &[address], Transport::Udp).unwrap();
+    let missing = fetch(&path, &[address], Transport::Tcp).unwrap_err();
 
+    let sockets: Vec<_> = sockets.into_iter().map(UdpSocket::from).collect();
     assert_eq!(sockets[0].local_addr().unwrap(), address);
-    assert_eq!(missing.to_string(), "postern-net holds no UDP socket for 192.0.2.61:53");
+    assert_eq!(missing.to_string(), "postern-net holds no socket for 192.0.2.61:443");
 }
 
 /// A client on the Internet that speaks just enough TURN.

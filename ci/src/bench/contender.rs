@@ -95,13 +95,13 @@ impl Contender {
             Self::Postern(program) => {
                 let file = folder.join("slice.json");
                 fs::write(&file, serde_json::to_vec_pretty(&settings().slice())?)?;
-                let mut words = priority.words(processor::RELAY, program);
+                let mut words = priority.command(processor::RELAY, program);
                 words.extend(["relay", "--shards", "1", "--cpu", "0", "--slice"].map(Into::into));
                 words.push(file.into());
                 Ok(words)
             }
             Self::Coturn(program, _) => {
-                let mut words = priority.words(processor::RELAY, program);
+                let mut words = priority.command(processor::RELAY, program);
                 words.extend(coturn(folder)?.into_iter().map(Into::into));
                 Ok(words)
             }

@@ -174,7 +174,7 @@ impl Generator {
     ///
     /// Says when it cannot be started.
     pub(crate) fn start(program: &Path, field: &Field, priority: Priority) -> Result<Self> {
-        let words = priority.words(processor::LOAD, program);
+        let words = priority.command(processor::LOAD, program);
         let (first, rest) = words.split_first().context("a program")?;
         let mut child = Command::new(first)
             .args(rest)

@@ -4,7 +4,7 @@
 //! cores figures are nonsense otherwise. A process spins for less than a second at a time, so that
 //! the kernel's own work is not starved.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::process::{Command, Stdio};
 
@@ -50,15 +50,19 @@ impl Priority {
         Self { real_time: false }
     }
 
-    /// The words of a command that runs `program` on that core and ends when this thread ends.
-    pub(super) fn words(self, core: usize, program: impl AsRef<OsStr>) -> Vec<OsString> {
+    /// A command that will run `program` on that core and ends when this thread ends.
+    pub(super) fn command(
+        self,
+        core: usize,
+        program: impl AsRef<OsStr>,
+    ) -> Vec<std::ffi::OsString> {
         let mut words = vec!["setpriv", "--pdeathsig", "KILL"];
         let core = core.to_string();
         words.extend(["taskset", "-c", &core]);
         if self.real_time {
             words.extend(["chrt", "-f", "50"]);
         }
-        let words = words.into_iter().map(OsString::from);
+        let words = words.into_iter().map(std::ffi::OsString::from);
         words.chain([program.as_ref().to_owned()]).collect()
     }
 }

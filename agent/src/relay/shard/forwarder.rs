@@ -143,9 +143,15 @@ impl Forwarder {
     }
 
     /// Sends a client what the state machine answers.
-    pub(super) fn reply(&mut self, client: FiveTuple, message: &[u8], streams: &mut Streams) {
+    pub(super) fn reply(
+        &mut self,
+        client: FiveTuple,
+        message: &[u8],
+        streams: &mut Streams,
+        now: Instant,
+    ) {
         let sent = match client.transport {
-            Transport::Tcp => streams.send(client, &[message]),
+            Transport::Tcp => streams.answer(client, message, now),
             Transport::Udp => {
                 let index = self.listeners.by_address(client.server);
                 let socket = index.map(|index| &self.listeners.all()[index].socket);
@@ -254,7 +260,6 @@ impl Forwarder {
 
     /// Handles one message of a client that came over a stream; says which shard the stream is to
     /// move to, this message first, when the client's allocation is there.
-    #[expect(dead_code, reason = "no stream brings any so far")]
     pub(in crate::relay) fn handle_message(
         &mut self,
         client: FiveTuple,

@@ -9,7 +9,9 @@ use std::time::Instant;
 use nix::sys::eventfd::EventFd;
 use turn::{AllocationStatus, Config, Counters, Shared, Status};
 
+use crate::relay::acceptor::Acceptor;
 use crate::relay::shard::listeners::Opened;
+use crate::relay::stream::StreamCounters;
 
 /// What the control thread asks a shard for.
 pub(super) enum Command {
@@ -55,6 +57,8 @@ pub(in crate::relay) struct Snapshot {
     pub(in crate::relay) exhausted_at: Option<Instant>,
     /// How many shards these are.
     pub(in crate::relay) shards: usize,
+    /// Connections of clients and with peers.
+    pub(in crate::relay) streams: StreamCounters,
 }
 
 /// Packets that were lost between the kernel and the state machine.
@@ -86,6 +90,7 @@ impl Snapshot {
         self.losses.relay_overflows += other.losses.relay_overflows;
         self.losses.ring_overflows += other.losses.ring_overflows;
         self.losses.unsegmented += other.losses.unsegmented;
+        self.streams += other.streams;
     }
 }
 
@@ -102,16 +107,22 @@ pub(in crate::relay) struct Handle {
     lines: Vec<Line>,
     /// There while something is served.
     shared: Arc<Mutex<Option<Arc<Shared>>>>,
+    acceptor: Acceptor,
 }
 
 impl Handle {
-    pub(super) fn new(lines: Vec<Line>) -> Self {
-        Self { lines, shared: Arc::default() }
+    pub(super) fn new(lines: Vec<Line>, acceptor: Acceptor) -> Self {
+        Self { lines, shared: Arc::default(), acceptor }
     }
 
     /// How many shards there are.
     pub(in crate::relay) const fn shards(&self) -> usize {
         self.lines.len()
+    }
+
+    /// Who takes connections of clients.
+    pub(in crate::relay) const fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
     }
 
     /// Serves `config` on exactly `wanted`; `opened` are those that were not open before.

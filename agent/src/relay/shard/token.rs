@@ -21,7 +21,7 @@ pub(in crate::relay) enum Token {
 }
 
 impl Token {
-    const fn encode(self) -> u64 {
+    pub(in crate::relay) const fn encode(self) -> u64 {
         let (kind, number) = match self {
             Self::Wake => (0, 0),
             Self::Listener(id) => (1, id),
