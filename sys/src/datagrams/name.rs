@@ -7,7 +7,7 @@ use nix::libc;
 /// The longer of `struct sockaddr_in` (16) and `struct sockaddr_in6` (28).
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(4))]
-pub(super) struct Name([u8; Name::CAPACITY]);
+pub(super) struct Name([u8; Self::CAPACITY]);
 
 impl Name {
     pub(super) const CAPACITY: usize = 28;

@@ -54,7 +54,7 @@ impl SocketId {
 
     /// The side that this socket is on.
     pub(super) const fn side(self) -> Side {
-        if self.0 % 2 == 0 { Side::Outside } else { Side::Inside }
+        if self.0.is_multiple_of(2) { Side::Outside } else { Side::Inside }
     }
 }
 
