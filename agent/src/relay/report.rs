@@ -28,8 +28,9 @@ const CAPABILITIES: [&str; 14] = [
     "mobility",
 ];
 
-/// Allocations that are listed; of more, only how many there are is told.
-const LISTED_ALLOCATIONS: usize = 1_000;
+/// Octets of allocations that are listed, as JSON; of more, only how many there are is told. The
+/// report is one message to the agent, of at most [`ipc::MAX_MESSAGE`](crate::ipc::MAX_MESSAGE).
+const LISTED_OCTETS: usize = 32 * 1024;
 
 /// How long the alarm stays after the last request that found no port.
 const ALARM_STAYS: Duration = Duration::from_secs(300);
@@ -40,7 +41,7 @@ pub(super) fn report(served: Option<&RelaySlice>, snapshot: &Snapshot, now: Inst
     let listening: Vec<_> = snapshot.listeners.iter().map(ToString::to_string).collect();
     let users: Vec<&RelayUser> = served.iter().flat_map(|slice| &slice.users).collect();
     let counters = &snapshot.counters;
-    let listed = snapshot.allocations.iter().take(LISTED_ALLOCATIONS);
+    let listed = listed(&snapshot.allocations);
     let mut report = json!({
         "status": if listening.is_empty() { "inactive" } else { "active" },
         "realm": served.map_or("", |slice| &slice.realm),
@@ -73,8 +74,8 @@ pub(super) fn report(served: Option<&RelaySlice>, snapshot: &Snapshot, now: Inst
         "ring-overflows": snapshot.losses.ring_overflows,
         "unsegmented-runs": snapshot.losses.unsegmented,
         "shards": snapshot.shards,
-        "allocations": listed.map(allocation).collect::<Vec<_>>(),
-        "allocations-are-all": snapshot.allocations.len() <= LISTED_ALLOCATIONS,
+        "allocations-are-all": snapshot.allocations.len() == listed.len(),
+        "allocations": listed,
     });
     if let (Some(slice), Some(report)) = (served, report.as_object_mut()) {
         report.extend(settings(slice, snapshot));
@@ -127,6 +128,18 @@ fn ports(slice: &RelaySlice) -> usize {
     usize::from(last.saturating_sub(first)) + 1
 }
 
+/// The first allocations, as many as fit.
+fn listed(allocations: &[AllocationStatus]) -> Vec<Value> {
+    let mut room = LISTED_OCTETS;
+    let mut listed = Vec::new();
+    for allocation in allocations.iter().map(allocation) {
+        let Some(left) = room.checked_sub(allocation.to_string().len()) else { break };
+        room = left;
+        listed.push(allocation);
+    }
+    listed
+}
+
 fn allocation(allocation: &AllocationStatus) -> Value {
     json!({
         "client": allocation.client.client.to_string(),
@@ -167,4 +180,43 @@ pub(super) fn add_streams(report: &mut Value, snapshot: &Snapshot, acceptor: &Ac
         "cut-off": streams.cut_off,
     });
     report["peer-connections"] = json!({ "open": streams.peers, "total": streams.peers_total });
+}
+
+#[cfg(test)]
+mod tests {
+    use turn::FiveTuple;
+
+    use super::*;
+    use crate::ipc::MAX_MESSAGE;
+
+    #[test]
+    fn the_report_of_a_full_relay_fits_into_one_message() {
+        let allocation = AllocationStatus {
+            client: FiveTuple {
+                transport: Transport::Udp,
+                client: "[2001:db8::7]:40000".parse().unwrap(),
+                server: "[2001:db8::61]:3478".parse().unwrap(),
+            },
+            user: "rest:somebody".into(),
+            relayed: vec!["192.0.2.61:24000".parse().unwrap()],
+            transport: RelayTransport::Udp,
+            expires_in: Duration::from_secs(600),
+            permissions: 1,
+            channels: 1,
+            connections: 0,
+            packets_from_client: 1,
+            octets_from_client: 160,
+            packets_to_client: 1,
+            octets_to_client: 160,
+        };
+        let full = Snapshot { allocations: vec![allocation.clone(); 6_000], ..Snapshot::default() };
+        let few = Snapshot { allocations: vec![allocation; 20], ..Snapshot::default() };
+
+        let (full, few) = (report(None, &full, Instant::now()), report(None, &few, Instant::now()));
+
+        assert!(full.to_string().len() < MAX_MESSAGE);
+        assert_eq!(full["allocations-are-all"], false);
+        assert_eq!(few["allocations"].as_array().map(Vec::len), Some(20));
+        assert_eq!(few["allocations-are-all"], true);
+    }
 }
