@@ -172,17 +172,17 @@ fn turn(out: &mut Lines, turn: &Value, proxy: &Value) {
     out.line("  realm", &format!("{}, users {}", word(turn, "/realm"), joined(turn, "/users")));
 }
 
-/// Addresses of the relay, by transport where it says so.
+/// Addresses of the relay by transport.
 fn listening(turn: &Value) -> String {
     let mut text = Vec::new();
-    for transport in ["udp", "tcp"] {
-        let of = list(turn, "/listeners").filter(|it| word(it, "/transport") == transport);
-        let of: Vec<String> = of.map(|it| word(it, "/address")).collect();
-        if !of.is_empty() {
-            text.push(format!("{transport} {}", of.join(" ")));
+    for (transport, path) in [("udp", "/listening-addresses"), ("tcp", "/tcp-listening-addresses")]
+    {
+        let addresses = joined(turn, path);
+        if !addresses.is_empty() {
+            text.push(format!("{transport} {addresses}"));
         }
     }
-    if text.is_empty() { joined(turn, "/listening-addresses") } else { text.join(", ") }
+    text.join(", ")
 }
 
 fn proxy(out: &mut Lines, proxy: &Value) {
@@ -338,10 +338,8 @@ mod tests {
         let text = status(&json!({
             "relay": {
                 "status": "active", "realm": "example.org", "users": ["conference"],
-                "listening-addresses": ["192.0.2.10:3478"],
-                "listeners": [{ "address": "192.0.2.10:3478", "transport": "udp" },
-                              { "address": "192.0.2.10:3478", "transport": "tcp" },
-                              { "address": "10.0.1.10:3478", "transport": "udp" }],
+                "listening-addresses": ["192.0.2.10:3478", "10.0.1.10:3478"],
+                "tcp-listening-addresses": ["192.0.2.10:3478"],
                 "active-clients": 3, "active-relays-tcp": 1, "active-relays-udp": 2,
                 "ports": { "used": 3, "free": 0 }, "alarms": ["ports-exhausted"],
                 "draining": true, "refused": { "exhausted": 4, "quota-reached": 0 },

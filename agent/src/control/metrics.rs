@@ -98,7 +98,7 @@ const RELAY: &[Field] = &[
         Length("/listening-addresses"),
         "postern_turn_listeners",
         Gauge,
-        "Addresses that the relay itself listens on; 0 when it serves nothing.",
+        "Addresses that the relay listens on over UDP; 0 when it serves nothing.",
     ),
     field(
         One("/active-clients"),
@@ -221,6 +221,24 @@ const RELAY: &[Field] = &[
         "postern_turn_client_connections",
         Gauge,
         "TCP and TLS connections of TURN clients.",
+    ),
+    field(
+        Length("/tcp-listening-addresses"),
+        "postern_turn_tcp_listeners",
+        Gauge,
+        "Addresses that the relay itself listens on over TCP; TLS is the proxy's.",
+    ),
+    field(
+        One("/tcp-connections/refused"),
+        "postern_turn_refused_client_connections_total",
+        Counter,
+        "TCP and TLS connections of TURN clients above a limit.",
+    ),
+    field(
+        One("/tcp-connections/cut-off"),
+        "postern_turn_cut_off_client_connections_total",
+        Counter,
+        "Connections of TURN clients that were ended from here.",
     ),
     field(
         One("/tcp-connections/total"),
