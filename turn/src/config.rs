@@ -1,6 +1,7 @@
 //! What a server is told to be: parsed once, swapped whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -73,8 +74,9 @@ pub struct Drain {
     pub alternate: Vec<SocketAddr>,
 }
 
-/// What a [`Config`] is made from.
-#[derive(Clone, Debug, Default)]
+/// What a [`Config`] is made from. Its `Debug` names the realm and nothing else: passwords and
+/// secrets are in here.
+#[derive(Clone, Default)]
 pub struct Settings {
     /// REALM.
     pub realm: String,
@@ -112,6 +114,12 @@ pub struct Settings {
     pub mobility: bool,
     /// There when new allocations are refused.
     pub drain: Option<Drain>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("realm", &self.realm).finish_non_exhaustive()
+    }
 }
 
 /// Why [`Settings`] make no [`Config`]; the caller goes on with the one it has.

@@ -117,3 +117,17 @@ fn settings_that_make_no_sense_make_no_configuration() {
         assert_eq!(Config::new(settings).unwrap_err(), expected);
     }
 }
+
+#[test]
+fn neither_settings_nor_a_configuration_show_passwords_or_secrets() {
+    let secret = Settings {
+        users: vec![("alice".into(), "hunter2".into())],
+        rest_secrets: vec!["hunter2".into()],
+        ..settings()
+    };
+
+    let shown = format!("{secret:?} {:?}", Config::new(secret.clone()).unwrap());
+
+    assert!(shown.contains("example.org"));
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
