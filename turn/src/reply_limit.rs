@@ -6,29 +6,23 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::bandwidth::{Bucket, Rate};
 use crate::config::ReplyRate;
 use crate::five_tuple::Source;
 use crate::random::derive;
 
-/// Slots of the table; 16 octets each.
+/// Slots of the table; 24 octets each.
 const SLOTS: usize = 4096;
-
-/// Tokens in thousandths, and when they were counted.
-#[derive(Clone, Copy)]
-struct Bucket {
-    millitokens: u64,
-    at: Instant,
-}
 
 /// The table.
 pub(crate) struct ReplyLimit {
     key: [u8; 32],
-    buckets: Vec<Option<Bucket>>,
+    buckets: Vec<Bucket>,
 }
 
 impl ReplyLimit {
     pub(crate) fn new(seed: &[u8; 32]) -> Self {
-        Self { key: derive(seed, b"reply limit", &[]), buckets: vec![None; SLOTS] }
+        Self { key: derive(seed, b"reply limit", &[]), buckets: vec![Bucket::default(); SLOTS] }
     }
 
     /// Takes a token for one reply to `source`; false when there is none.
@@ -39,17 +33,7 @@ impl ReplyLimit {
         }
         let hash = derive(&self.key, b"slot", &prefix);
         let slot = usize::from(u16::from_be_bytes([hash[0], hash[1]])) % SLOTS;
-        let full = u64::from(rate.burst) * 1000;
-        let bucket = self.buckets[slot].get_or_insert(Bucket { millitokens: full, at: now });
-        let elapsed = now.saturating_duration_since(bucket.at).as_millis();
-        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
-        let gained = elapsed.saturating_mul(u64::from(rate.per_second));
-        bucket.millitokens = bucket.millitokens.saturating_add(gained).min(full);
-        bucket.at = now;
-        if bucket.millitokens < 1000 {
-            return false;
-        }
-        bucket.millitokens -= 1000;
-        true
+        let rate = Rate { per_second: rate.per_second.into(), burst: rate.burst.into() };
+        self.buckets[slot].take(rate, 1, now)
     }
 }

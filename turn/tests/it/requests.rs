@@ -1,5 +1,7 @@
 //! Binding and the rules for all requests.
 
+use std::time::Duration;
+
 use postern_turn::stun::{AttributeType, Class, Message, Method};
 use postern_turn::{ReplyRate, Settings};
 
@@ -78,7 +80,7 @@ fn strangers_are_answered_a_limited_number_of_times_and_a_valid_nonce_lifts_it()
     assert_eq!(answered, 19);
     assert_eq!(lab.server.counters().limited_replies, 81);
     assert_eq!(with_nonce.code(), 0);
-    lab.pass(std::time::Duration::from_secs(1));
+    lab.pass(Duration::from_secs(1));
     let request = lab.begin(Method::BINDING).finish();
     assert!(lab.send(guest(1), &request).is_some());
 }
@@ -92,4 +94,19 @@ fn a_reply_has_no_software_attribute() {
 
     assert_eq!(Message::parse(&reply.0).unwrap().attribute(AttributeType::SOFTWARE), None);
     assert!(reply.message().verify(&login.key));
+}
+
+#[test]
+fn a_flood_faster_than_a_thousand_a_second_does_not_stop_all_replies() {
+    let reply_rate = ReplyRate { per_second: 10, burst: 20 };
+    let mut lab = Lab::with(Settings { reply_rate, ..settings() });
+    let request = lab.begin(Method::BINDING).finish();
+
+    let mut answered = 0;
+    for _ in 0..100_000 {
+        answered += usize::from(lab.send(guest(1), &request).is_some());
+        lab.pass(Duration::from_micros(100));
+    }
+
+    assert!((119..=120).contains(&answered), "{answered} in ten seconds");
 }
