@@ -30,9 +30,17 @@ impl Server {
         let limit = self.config.quotas.per_allocation;
         let legs = self.own_allocation(client, identity, now)?.legs;
         let (side, revision) = self.judging_side(client);
+        let full = Failure::rule(ErrorCode::INSUFFICIENT_CAPACITY, Rule::AllocationQuota);
         let mut peers = Vec::new();
         let mut verdicts = Vec::new();
         for peer in peers_of(request)? {
+            if peers.contains(&peer) {
+                continue;
+            }
+            // Before the next one is compared with all: a message holds thousands.
+            if peers.len() == limit {
+                return Err(full);
+            }
             if legs.get(Family::of(peer)).is_none() {
                 return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH.into());
             }
@@ -40,14 +48,12 @@ impl Server {
             if let Reach::Forbidden(denial) = reach {
                 return Err(Failure::peer(denial.into(), SocketAddr::new(peer, 0)));
             }
-            if !peers.contains(&peer) {
-                peers.push(peer);
-                verdicts.push(Verdict { reach, revision });
-            }
+            peers.push(peer);
+            verdicts.push(Verdict { reach, revision });
         }
         let allocation = self.own_allocation(client, identity, now)?;
         if !allocation.permissions.have_room(&peers, limit, now) {
-            return Err(Failure::rule(ErrorCode::INSUFFICIENT_CAPACITY, Rule::AllocationQuota));
+            return Err(full);
         }
         for (peer, verdict) in peers.into_iter().zip(verdicts) {
             allocation.permissions.install(peer, verdict, now);

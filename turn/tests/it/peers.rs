@@ -1,8 +1,9 @@
 //! Which peers a client may name: permissions, channels and the policy behind them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use postern_turn::stun::AttributeType;
+use postern_turn::stun::{AttributeType, Method};
 use postern_turn::{Quotas, Settings, Side};
 
 use crate::lab::{
@@ -180,4 +181,22 @@ fn permissions_and_channels_of_one_allocation_are_bounded() {
     assert_eq!(lab.bind(insider(1), &login, 0x4000, at("203.0.113.1:2000")).code(), 0);
     assert_eq!(lab.bind(insider(1), &login, 0x4001, at("203.0.113.1:2001")).code(), 0);
     assert_eq!(lab.bind(insider(1), &login, 0x4002, at("203.0.113.1:2002")).code(), 508);
+}
+
+#[test]
+fn more_peers_than_an_allocation_may_have_are_refused_before_all_are_looked_at() {
+    let mut lab = Lab::new();
+    let (login, _) = lab.allocate(insider(1));
+    let mut request = lab.begin(Method::CREATE_PERMISSION);
+    for peer in 0..5_000_u16 {
+        let [high, low] = peer.to_be_bytes();
+        let peer = SocketAddr::from(([9, 9, high, low], 0));
+        request = request.xor_address(AttributeType::XOR_PEER_ADDRESS, peer);
+    }
+    let forbidden = at("127.0.0.1:0");
+    request = request.xor_address(AttributeType::XOR_PEER_ADDRESS, forbidden);
+
+    assert_eq!(lab.ask(insider(1), &login, request).code(), 508);
+
+    assert_eq!(lab.indicate(insider(1), at("9.9.0.0:5000"), b"x"), None);
 }
