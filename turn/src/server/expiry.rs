@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Leg, Server};
 use crate::five_tuple::{Family, FiveTuple, Source};
 use crate::output::{Event, Output};
+use crate::relay_port::{RelayPort, Wish};
 
 impl Server {
     /// Ends what is over; call it when the time of [`Output::Timeout`] has come.
@@ -103,6 +104,10 @@ impl Server {
         self.shared.set_owner(allocation.port, None);
         let relayed = allocation.relayed();
         if let Some(opening) = allocation.opening {
+            // No reservation holds the next port yet.
+            if opening.wish == Wish::EvenWithNext {
+                tables.ports.release(RelayPort(allocation.port.0 + 1));
+            }
             for port in opening.refused {
                 tables.ports.release(port);
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use postern_turn::stun::{AttributeType, ErrorCode, Method};
 use postern_turn::{Event, FiveTuple, Quotas, RelaySocket, Rule, Settings, Side, Status};
 
-use crate::lab::{LAN1, LAN2, Lab, NAT, Reply, at, guest, insider, ip, settings};
+use crate::lab::{LAN1, LAN2, Lab, NAT, Reply, at, guest, insider, ip, settings, tcp};
 
 #[test]
 fn everybody_is_told_the_static_nat_address_and_a_port_of_the_range() {
@@ -259,4 +259,21 @@ fn status_counts_clients_and_relays() {
     let expected = Status { active_clients: 2, active_relays_udp: 2, ..Status::default() };
     assert_eq!(lab.server.status(), expected);
     assert_eq!(lab.server.counters().allocations, 2);
+}
+
+#[test]
+fn a_client_that_goes_while_its_port_is_opened_gives_back_the_reserved_port_too() {
+    let mut lab = Lab::with(Settings { media_ports: Some(24000..=24001), ..settings() });
+    let client = tcp(guest(1));
+    let login = lab.alice(client);
+    let request = lab.begin_allocate().attribute(AttributeType::EVEN_PORT, &[0x80]);
+    let request = login.sign(request);
+
+    assert_eq!(lab.server.handle_client(client, &request, lab.now), None);
+    lab.server.handle_client_gone(client, lab.now);
+    lab.drain();
+
+    for port in 1..=2 {
+        lab.allocate(guest(port));
+    }
 }
