@@ -133,11 +133,12 @@ impl Server {
         self.handle_timeout(now);
         self.revision = Revision(self.revision.0 + 1);
         self.shared.tables().ports.set_range(config.media_ports.clone());
-        self.config = config;
+        self.config = Arc::clone(&config);
         let clients: Vec<_> = self.allocations.iter().map(|a| a.client).collect();
         for client in clients {
             if let Some(allocation) = self.allocations.by_client(&client) {
                 allocation.limit_reported = false;
+                allocation.side = config.side_of_client(client);
             }
             self.drop_orphans(client);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use postern_turn::stun::AttributeType;
 use postern_turn::{Config, ConfigError, Face, Settings, Side};
 
-use crate::lab::{Lab, MEDIA_SERVER, NAT, at, guest, ip, settings};
+use crate::lab::{Lab, MEDIA_SERVER, NAT, OUTSIDE_PEER, at, guest, insider, ip, settings};
 
 fn swap(lab: &mut Lab, settings: Settings) {
     lab.server.set_config(Arc::new(Config::new(settings).unwrap()), lab.now);
@@ -130,4 +130,18 @@ fn neither_settings_nor_a_configuration_show_passwords_or_secrets() {
 
     assert!(shown.contains("example.org"));
     assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn a_listener_that_is_no_longer_an_inside_one_makes_its_clients_outside_ones() {
+    let mut lab = Lab::new();
+    let (login, relayed) = lab.allocate(insider(1));
+    lab.permit(insider(1), &login, &["203.0.113.77"]);
+    assert!(lab.indicate(insider(1), at(OUTSIDE_PEER), b"x").is_some());
+
+    swap(&mut lab, Settings { inside_listeners: Vec::new(), ..settings() });
+
+    assert_eq!(lab.indicate(insider(1), at(OUTSIDE_PEER), b"x"), None);
+    assert_eq!(lab.arrive(relayed.port(), Side::Outside, at(OUTSIDE_PEER), b"x"), None);
+    assert_eq!(lab.permit(insider(1), &login, &["203.0.113.77"]).code(), 403);
 }
