@@ -335,9 +335,7 @@ impl Streams {
 
     /// Takes a client in; `None` when it cannot be watched.
     fn admit(&mut self, client: Client, around: &mut Around<'_>) -> Option<u32> {
-        if around.forwarder.server_mut().is_none() {
-            return None;
-        }
+        around.forwarder.server_mut()?;
         if let Some(who) = client.who {
             self.end_namesake(who, around);
         }

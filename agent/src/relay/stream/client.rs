@@ -84,8 +84,8 @@ impl Client {
     }
 
     /// Takes out what has come of a message.
-    pub(super) const fn take_begun(&mut self) -> Vec<u8> {
-        std::mem::replace(&mut self.begun, Vec::new())
+    pub(super) fn take_begun(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.begun)
     }
 
     /// Keeps what has come of a message. Its time began with its first octet.
