@@ -8,6 +8,7 @@
 mod machine_edge;
 mod namespace_edge;
 mod refusals;
+mod relay_under_attack;
 mod roll_back;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
