@@ -17,7 +17,7 @@ use crate::lab::topology::{CONFERENCE, InnerPath, LAN1, STATIC_NAT};
 /// The URL of the reference deployment.
 pub const GUEST_URL: &str = "https://cmsweb.octavio.com";
 /// Ports that allocations may have.
-const MEDIA_PORTS: std::ops::RangeInclusive<u16> = 24000..=29999;
+pub const MEDIA_PORTS: std::ops::RangeInclusive<u16> = 24000..=29999;
 
 /// The page loads over TLS that validates, with HSTS.
 ///
@@ -69,8 +69,7 @@ pub fn wrong_host_is_explained(lab: &Lab) -> Result<()> {
 ///
 /// Shows what it printed.
 pub fn relay_to_relay(lab: &Lab) -> Result<()> {
-    let said = uclient(lab, &lab.site.turn_password, &["-y", "-m", "4"])?;
-    ensure_all_arrived(&said)
+    uclient_loses_nothing(lab, &["-y", "-m", "4"])
 }
 
 /// coturn's client passes packets to a declared peer on the inside and back.
@@ -83,8 +82,7 @@ pub fn declared_peer(lab: &Lab) -> Result<()> {
     command.args(["-L", CONFERENCE, "-p", "3480"]);
     let _peer = lab.topology.inside.daemon("turnutils_peer", &mut command)?;
     std::thread::sleep(Duration::from_millis(200));
-    let said = uclient(lab, &lab.site.turn_password, &["-e", CONFERENCE, "-r", "3480", "-m", "2"])?;
-    ensure_all_arrived(&said)
+    uclient_loses_nothing(lab, &["-e", CONFERENCE, "-r", "3480", "-m", "2"])
 }
 
 /// A peer that nobody declared is refused with 403.
@@ -271,6 +269,16 @@ fn curl(lab: &Lab, words: &[&str]) -> Result<String> {
     let output = command.output()?;
     ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// coturn's client, told `words`, gets back everything it sends.
+///
+/// # Errors
+///
+/// Shows what it printed.
+pub fn uclient_loses_nothing(lab: &Lab, words: &[&str]) -> Result<()> {
+    let said = uclient(lab, &lab.site.turn_password, words)?;
+    ensure_all_arrived(&said)
 }
 
 /// Runs coturn's client from the Internet against the static NAT address.

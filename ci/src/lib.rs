@@ -8,6 +8,7 @@ pub mod check;
 pub mod demo;
 pub mod end_to_end;
 pub mod fuzz;
+pub mod interop;
 pub mod lab;
 pub mod packages;
 pub mod relay_server;

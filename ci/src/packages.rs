@@ -27,6 +27,7 @@ pub const LAB: &[&str] = &[
     "openssh-client",
     "openssl",
     "procps",
+    "python3-venv",
 ];
 
 /// To measure the relay beside coturn.

@@ -190,6 +190,8 @@ fn site_text(variant: Variant) -> Result<String> {
         ("addresses: [172.16.85.180] ", "# "),
         ("time: { servers: [10.88.246.210] }", "time: { servers: [time.octavio.com] }"),
         ("serial: 7 ", serial.as_str()),
+        // What the reference leaves off and clients of the lab try.
+        ("# tcp-relay: true ", "tcp-relay: true "),
     ];
     if variant.inner == InnerPath::TurnOnly {
         edits.push(("allow: [172.16.85.180/32]", "allow: []"));
