@@ -8,6 +8,10 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 /// How many descriptors one message may carry.
 pub const MAX_FDS: usize = 32;
 
+/// How many descriptors the kernel lets one message carry (`SCM_MAX_FD`): with room for all of
+/// them none arrives that we do not see, and so could not close.
+const MOST_THAT_ARRIVE: usize = 253;
+
 /// Sends `bytes` as one message with `fds` attached.
 ///
 /// # Errors
@@ -34,7 +38,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
 /// Returns the error of recvmsg(2), and `InvalidData` when the message or its descriptors did
 /// not fit; the descriptors that did arrive are closed then.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([i32; MAX_FDS]);
+    let mut control = nix::cmsg_space!([i32; MOST_THAT_ARRIVE]);
     let mut iov = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let raw = socket.as_fd().as_raw_fd();
@@ -51,7 +55,8 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
             }
         }
     }
-    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    if cut || fds.len() > MAX_FDS {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
     }
     Ok((message.bytes, fds))
@@ -69,12 +74,15 @@ pub fn own(fd: RawFd) -> OwnedFd {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek, Write};
-    use std::os::fd::AsFd;
+    use std::io::{IoSlice, Read, Seek, Write};
+    use std::os::fd::{AsFd, AsRawFd};
 
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+    };
 
-    use super::{receive, send};
+    use super::{MAX_FDS, receive, send};
 
     #[test]
     fn a_descriptor_arrives_with_its_message() {
@@ -101,6 +109,25 @@ mod tests {
         let mut text = String::new();
         std::fs::File::from(fds.remove(0)).read_to_string(&mut text).unwrap();
         assert_eq!(text, "inside");
+    }
+
+    #[test]
+    fn a_message_with_too_many_descriptors_is_refused_and_none_stays_open() {
+        let (a, b) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let many = vec![writer.as_raw_fd(); MAX_FDS + 1];
+        let rights = [ControlMessage::ScmRights(&many)];
+        let iov = [IoSlice::new(b"many")];
+        sendmsg::<()>(a.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
+        drop(writer);
+
+        assert!(receive(&b, &mut [0; 16]).is_err());
+
+        let flags = OFlag::O_NONBLOCK;
+        fcntl(&reader, FcntlArg::F_SETFL(flags)).unwrap();
+        assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "nobody holds the other end");
     }
 
     #[test]
