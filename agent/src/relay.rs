@@ -32,6 +32,7 @@ mod shard;
 mod slice;
 mod slice_file;
 mod stream;
+mod vital;
 
 #[cfg(test)]
 mod tests;
@@ -99,7 +100,7 @@ fn allowed_processors() -> Vec<usize> {
     (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect()
 }
 
-/// A shard's thread. The process ends with it: systemd starts another one.
+/// A shard's thread. The process ends with it.
 fn run_shard(mut shard: shard::Shard, cpu: Option<usize>) {
     if let Some(cpu) = cpu {
         let mut set = CpuSet::new();
@@ -108,10 +109,7 @@ fn run_shard(mut shard: shard::Shard, cpu: Option<usize>) {
             tracing::warn!("cannot stay on processor {cpu}: {error}");
         }
     }
-    if let Err(error) = shard.run() {
-        tracing::error!("the relay's event loop failed: {error}");
-        std::process::exit(1);
-    }
+    vital::run(|| shard.run(), vital::end_process);
 }
 
 /// Every relay port takes two descriptors, far more than the usual soft limit.

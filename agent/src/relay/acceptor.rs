@@ -28,6 +28,7 @@ use turn::{FiveTuple, Transport};
 
 use crate::connection_limit::ConnectionLimit;
 use crate::relay::stream::{Arrival, Gate, Wire};
+use crate::relay::vital;
 
 /// Connections of clients at a time, all told.
 const MAX_CONNECTIONS: usize = 4096;
@@ -102,7 +103,7 @@ impl Acceptor {
             shared: Arc::clone(&shared),
         };
         let builder = std::thread::Builder::new().name("acceptor".into());
-        drop(builder.spawn(move || thread.run())?);
+        drop(builder.spawn(move || vital::run(|| thread.run(), vital::end_process))?);
         Ok(Self { commands, wake, shared })
     }
 
@@ -188,23 +189,25 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(mut self) {
+    /// Serves until every handle is gone.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of epoll_wait(2).
+    fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 16];
         let mut last = 0;
         loop {
             let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
-                Err(error) => {
-                    tracing::error!(%error, "no client can connect over TCP any more");
-                    return;
-                }
+                Err(error) => return Err(error.into()),
             };
             for event in &events[..count] {
                 if event.data() != WAKE {
                     self.accept(event.data());
                 } else if !self.obey(&mut last) {
-                    return;
+                    return Ok(());
                 }
             }
         }
