@@ -46,7 +46,9 @@ const ZEROS: usize = 4;
 /// Room for prefixes that have none in place: so many of the longest that a merged run of one
 /// slot finds room.
 const SCRATCH: usize = 64 * 1024;
-const SCRATCH_OF_ONE_RUN: usize = 128 * HEADROOM;
+const SCRATCH_OF_ONE_RUN: usize = MOST_MERGED * HEADROOM;
+/// No kernel merges more datagrams (UDP_MAX_SEGMENTS), but a virtual NIC may claim it has.
+const MOST_MERGED: usize = 128;
 
 /// A message on its way to a client's stream.
 struct Streamed {
@@ -322,7 +324,7 @@ impl Forwarder {
         run: Received,
         mut handle: impl FnMut(&mut Self, Range<usize>, usize),
     ) {
-        if run.truncated {
+        if run.truncated || has_too_many(&run) {
             self.lost += 1;
             return;
         }
@@ -424,6 +426,11 @@ impl Forwarder {
     }
 }
 
+/// Whether the prefixes of a merged run might not find room in the scratch memory.
+const fn has_too_many(run: &Received) -> bool {
+    run.length > run.segment * MOST_MERGED
+}
+
 /// How many slots are filled; an error is about an earlier packet, and reported once.
 fn received(result: io::Result<usize>) -> usize {
     result.unwrap_or_else(|error| {
@@ -432,4 +439,29 @@ fn received(result: io::Result<usize>) -> usize {
         }
         0
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::{HEADROOM, MOST_MERGED, Received, SCRATCH_OF_ONE_RUN, has_too_many};
+
+    #[test]
+    fn a_run_whose_prefixes_find_no_room_is_told_from_one_whose_do() {
+        let run = |length, segment| Received {
+            from: SocketAddr::from(([192, 0, 2, 1], 5000)),
+            start: 0,
+            length,
+            segment,
+            truncated: false,
+        };
+        for (length, segment, is_too_long) in
+            [(0, 0, false), (65_507, 65_507, false), (MOST_MERGED * 9, 9, false), (1153, 9, true)]
+        {
+            assert_eq!(has_too_many(&run(length, segment)), is_too_long, "{length} {segment}");
+            let prefixes = length.div_ceil(segment.max(1)) * HEADROOM;
+            assert_eq!(prefixes > SCRATCH_OF_ONE_RUN, is_too_long);
+        }
+    }
 }
