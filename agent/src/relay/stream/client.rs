@@ -34,6 +34,8 @@ const _: () = assert!(LONGEST_MESSAGE <= framing::MAX_MESSAGE);
 const WAITING_DATA: usize = 64 * 1024;
 /// Answers to its requests may wait beyond that.
 const WAITING_ANSWERS: usize = WAITING_DATA + 16 * 1024;
+/// Answers that may wait for a stranger: there may be thousands who ask and do not listen.
+const STRANGERS_ANSWERS: usize = 4096;
 
 /// See the module.
 #[derive(Debug)]
@@ -135,7 +137,8 @@ impl Client {
 
     /// Adds an answer, or drops it: the client asks and does not listen.
     pub(super) fn add_answer(&mut self, message: &[u8]) -> bool {
-        self.outbound.push(&[message], WAITING_ANSWERS)
+        let limit = if self.allocated { WAITING_ANSWERS } else { STRANGERS_ANSWERS };
+        self.outbound.push(&[message], limit)
     }
 
     /// Writes what the client takes; whether it is done with.
@@ -162,7 +165,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
 
-    use super::{Client, IDLE_TIME, MESSAGE_TIME, Wire};
+    use super::{Client, IDLE_TIME, MESSAGE_TIME, STRANGERS_ANSWERS, Wire};
 
     fn client(now: Instant) -> Client {
         let (ours, _) = UnixStream::pair().unwrap();
@@ -203,6 +206,7 @@ mod tests {
     #[test]
     fn data_for_a_client_that_does_not_read_is_dropped_before_answers_are() {
         let mut client = client(Instant::now());
+        client.set_allocated(true, Instant::now());
         let data = [0; 1200];
 
         let taken = (0..1000).filter(|_| client.add_data(&[&data])).count();
@@ -210,5 +214,14 @@ mod tests {
         assert_eq!(taken, 64 * 1024 / 1200);
         assert!(client.add_answer(&data));
         assert!((0..1000).any(|_| !client.add_answer(&data)), "there is an end to that too");
+    }
+
+    #[test]
+    fn few_answers_wait_for_a_stranger() {
+        let mut client = client(Instant::now());
+
+        let taken = (0..1000).filter(|_| client.add_answer(&[0; 200])).count();
+
+        assert_eq!(taken, STRANGERS_ANSWERS / 200);
     }
 }
