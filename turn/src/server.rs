@@ -170,9 +170,9 @@ impl Server {
         }
     }
 
-    /// Every allocation, for people.
+    /// At most so many allocations, for people.
     #[must_use]
-    pub fn allocations(&self, now: Instant) -> Vec<AllocationStatus> {
+    pub fn allocations(&self, now: Instant, most: usize) -> Vec<AllocationStatus> {
         let view = |allocation: &Allocation| AllocationStatus {
             client: allocation.client,
             user: Arc::clone(&allocation.user),
@@ -191,7 +191,8 @@ impl Server {
             packets_to_client: allocation.traffic.packets_to_client,
             octets_to_client: allocation.traffic.octets_to_client,
         };
-        self.allocations.iter().filter(|allocation| allocation.is_live(now)).map(view).collect()
+        let live = self.allocations.iter().filter(|allocation| allocation.is_live(now));
+        live.take(most).map(view).collect()
     }
 
     /// What has happened so far.

@@ -275,13 +275,11 @@ impl Shard {
                 ..Snapshot::default()
             };
         };
-        let mut allocations = server.allocations(now);
-        allocations.truncate(TOLD_ALLOCATIONS);
         Snapshot {
             listeners,
             status: server.status(),
             counters: *server.counters(),
-            allocations,
+            allocations: server.allocations(now, TOLD_ALLOCATIONS),
             losses,
             exhausted_at,
             shards: 1,

@@ -125,7 +125,7 @@ impl World {
     /// What is left behind: sockets, allocations.
     pub(crate) fn left(&self) -> (usize, usize) {
         let allocations: usize =
-            self.shards.iter().map(|shard| shard.allocations(self.now).len()).sum();
+            self.shards.iter().map(|shard| shard.allocations(self.now, usize::MAX).len()).sum();
         let clients: usize = self.shards.iter().map(|shard| shard.status().active_clients).sum();
         (self.sockets.len(), clients + allocations)
     }
@@ -362,7 +362,7 @@ impl World {
         assert_eq!(self.sockets.get(&relay), Some(&shard));
         let name: u16 = std::str::from_utf8(data).unwrap()[1..].parse().unwrap();
         let client = self.clients.iter().find(|client| client.name == name).unwrap();
-        let allocations = self.shards[shard].allocations(self.now);
+        let allocations = self.shards[shard].allocations(self.now, usize::MAX);
         let own = allocations.iter().find(|one| one.relayed[0].port() == relay.0).unwrap();
         assert_eq!(own.client, client.tuple);
         assert!(client.asked.contains(&peer.ip()), "{peer} was never asked for");

@@ -100,7 +100,8 @@ fn a_packet_from_relay_to_relay_goes_by_the_shard_that_has_the_target() {
     lab.refresh(guest(2), &b, 0);
     assert_eq!(lab.indicate(guest(1), relay_b, b"x"), None);
     let now = lab.now;
-    let status = lab.shard(1).allocations(now);
+    let status = lab.shard(1).allocations(now, 1);
+    assert!(lab.shard(1).allocations(now, 0).is_empty());
     assert_eq!((status[0].packets_from_client, status[0].packets_to_client), (4, 0));
 }
 

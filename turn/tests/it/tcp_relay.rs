@@ -86,7 +86,7 @@ fn a_tcp_allocation_needs_a_client_over_tcp_and_no_attribute_about_datagrams() {
     }
     let (_, reply) = allocate(&mut lab, tcp(guest(1)));
     assert_eq!(reply.relayed().ip(), ip(NAT));
-    let status = lab.server.allocations(lab.now);
+    let status = lab.server.allocations(lab.now, 1);
     assert_eq!(status[0].transport, RelayTransport::Tcp);
 }
 
