@@ -127,6 +127,7 @@ impl Shard {
                 }
             }
             self.flush(now);
+            self.streams.end_round();
             self.forwarder.neighbours.wake();
         }
     }

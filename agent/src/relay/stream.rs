@@ -45,10 +45,9 @@ use self::table::{Entry, Table};
 pub(super) use self::wire::Wire;
 use crate::relay::shard::Forwarder;
 
-/// Read at once; a message that has begun goes before.
+/// Taken from one client before other sockets have their turn; a message that has begun goes
+/// before.
 const PIECE: usize = 64 * 1024;
-/// Pieces taken from one client before other sockets have their turn.
-const PIECES: usize = 4;
 /// Peers accepted from one relay port before other sockets have their turn.
 const PEERS: usize = 16;
 /// How long connecting to a peer may take.
@@ -326,11 +325,16 @@ impl Streams {
 
     /// The relay serves nothing any more: closes everything.
     pub(super) fn clear(&mut self) {
-        self.table = Table::default();
+        self.table.clear();
         self.by_client.clear();
         self.by_connection.clear();
         self.by_relay.clear();
         self.dirty.clear();
+    }
+
+    /// Every event that epoll told is handled.
+    pub(super) fn end_round(&mut self) {
+        self.table.end_round();
     }
 
     /// Takes a client in; `None` when it cannot be watched.
@@ -357,38 +361,30 @@ impl Streams {
     }
 
     fn read_client(&mut self, id: u32, around: &mut Around<'_>) {
+        let Some(client) = self.table.client(id).filter(|client| !client.ended) else {
+            return;
+        };
         let mut scratch = std::mem::take(&mut self.scratch);
-        for _ in 0..PIECES {
-            let Some(client) = self.table.client(id).filter(|client| !client.ended) else {
-                break;
-            };
-            match client.wire.read(&mut scratch) {
-                Ok(0) => {
-                    client.end(around.now);
-                    self.mark(id);
-                    break;
+        match client.wire.read(&mut scratch) {
+            Ok(0) => {
+                client.end(around.now);
+                self.mark(id);
+            }
+            Ok(length) => {
+                let mut begun = client.take_begun();
+                if begun.is_empty() {
+                    client.begins(around.now);
+                    self.take_octets(id, &scratch[..length], around);
+                } else {
+                    begun.extend_from_slice(&scratch[..length]);
+                    self.take_octets(id, &begun, around);
                 }
-                Ok(length) => {
-                    let mut begun = client.take_begun();
-                    let begins = begun.is_empty();
-                    if begins {
-                        client.begins(around.now);
-                        self.take_octets(id, &scratch[..length], around);
-                    } else {
-                        begun.extend_from_slice(&scratch[..length]);
-                        self.take_octets(id, &begun, around);
-                    }
-                    if length < scratch.len() {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    tracing::debug!(who = ?client.who, %error, "client's stream ended");
-                    self.end_client(id, around);
-                    break;
-                }
+            }
+            // Epoll tells it again when there is more.
+            Err(error) if is_of_the_moment(&error) => {}
+            Err(error) => {
+                tracing::debug!(who = ?client.who, %error, "client's stream ended");
+                self.end_client(id, around);
             }
         }
         self.scratch = scratch;
@@ -698,6 +694,10 @@ impl Streams {
             drop(self.table.remove(other));
         }
     }
+}
+
+fn is_of_the_moment(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 fn tell(connection: ConnectionId, result: Result<(), ConnectError>, around: &mut Around<'_>) {

@@ -22,12 +22,14 @@ pub(super) enum Entry {
     Listener(PeerListener),
 }
 
-/// See the module. A number that is free again may still come in an event of the same round,
-/// which then finds another entry with nothing to read: harmless, for nothing here ever waits.
+/// See the module. A number may still come in an event of the round in which its entry left, so
+/// that it is given to another one only after that.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: Vec<Option<Box<Entry>>>,
     free: Vec<u32>,
+    /// Free when the round is over.
+    resting: Vec<u32>,
 }
 
 impl Table {
@@ -44,8 +46,20 @@ impl Table {
     /// Takes an entry out; its descriptor leaves the epoll set when it is closed.
     pub(super) fn remove(&mut self, id: u32) -> Option<Entry> {
         let entry = self.entries.get_mut(id as usize)?.take()?;
-        self.free.push(id);
+        self.resting.push(id);
         Some(*entry)
+    }
+
+    /// Every event of the round is handled: numbers that were given back may be given away.
+    pub(super) fn end_round(&mut self) {
+        self.free.append(&mut self.resting);
+    }
+
+    /// Takes everything out.
+    pub(super) fn clear(&mut self) {
+        for id in 0..u32::try_from(self.entries.len()).unwrap_or(u32::MAX) {
+            drop(self.remove(id));
+        }
     }
 
     pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
@@ -133,5 +147,36 @@ fn change(
             let mut event = EpollEvent::new(wanted, StreamToken::Stream(id).encode());
             Ok(epoll.modify(fd, &mut event)?)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use super::{Client, Entry, Table};
+    use crate::relay::stream::wire::Wire;
+
+    fn entry() -> Entry {
+        let (ours, _) = UnixStream::pair().unwrap();
+        Entry::Client(Client::new(Wire::local(ours).unwrap(), None, None, Instant::now()))
+    }
+
+    #[test]
+    fn a_number_is_not_given_away_while_events_of_its_last_entry_may_come() {
+        let mut table = Table::default();
+        let first = table.insert(entry());
+        assert!(table.remove(first).is_some());
+
+        let second = table.insert(entry());
+        assert_ne!(second, first);
+        assert!(table.get_mut(first).is_none(), "a late event finds nobody");
+        table.end_round();
+        assert_eq!(table.insert(entry()), first);
+
+        table.clear();
+        assert_ne!(table.insert(entry()), first);
+        assert_eq!(table.count(), (1, 0));
     }
 }
