@@ -621,11 +621,15 @@ impl Streams {
 
     /// Makes a client's stream the data of a connection.
     fn join(&mut self, client: FiveTuple, connection: ConnectionId, around: &mut Around<'_>) {
-        let Some(client_id) = self.by_client.get(&client).copied() else {
-            return;
-        };
-        let Some(peer_id) = self.by_connection.get(&connection).copied() else {
-            return self.end_client(client_id, around);
+        let client_id = self.by_client.get(&client).copied();
+        let peer_id = self.by_connection.get(&connection).copied();
+        let (client_id, peer_id) = match (client_id, peer_id) {
+            (Some(client_id), Some(peer_id)) => (client_id, peer_id),
+            (Some(client_id), None) => return self.end_client(client_id, around),
+            (None, Some(peer_id)) => {
+                return self.end_connection(peer_id, connection, &"its client is gone", around);
+            }
+            (None, None) => return,
         };
         self.watch(client_id, EpollFlags::empty(), around.epoll);
         let Some(Entry::Client(mut stream)) = self.table.remove(client_id) else {

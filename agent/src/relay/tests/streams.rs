@@ -405,6 +405,31 @@ fn a_connection_to_a_peer_carries_both_directions_and_ends_them_one_by_one() {
 }
 
 #[test]
+fn a_client_that_is_cut_off_while_it_is_joined_takes_the_connection_with_it() {
+    let relay = start(1);
+    let peer = start_tcp_peer("198.51.100.180:7002", |mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert!(is_closed(&mut stream), "the peer waits for nobody");
+    });
+    let mut client = connect(LAN2);
+    client.allocate(6);
+    client.permit("198.51.100.180:0");
+    let request = Guest::begin(Class::Request, Method::CONNECT)
+        .xor_address(AttributeType::XOR_PEER_ADDRESS, "198.51.100.180:7002".parse().unwrap());
+    let reply = client.ask_signed(request);
+    let mut data = connect(LAN2);
+    data.nonce.clone_from(&client.nonce);
+    let bind = Guest::begin(Class::Request, Method::CONNECTION_BIND)
+        .attribute(AttributeType::CONNECTION_ID, &connection_id(&reply));
+
+    // No message may follow at once, and this is none.
+    data.stream.write_all(&[data.sign(bind).finish(), vec![0xff; 8]].concat()).unwrap();
+
+    peer.join().unwrap();
+    assert_eq!(relay.handle.snapshot().unwrap().streams.peers, 0);
+}
+
+#[test]
 fn a_peer_that_nobody_hears_is_a_failure_and_one_that_connects_is_announced() {
     let _relay = start(1);
     let mut client = connect(LAN2);
