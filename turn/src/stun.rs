@@ -6,7 +6,7 @@
 //! # Specifications
 //!
 //! - [RFC 8489]: header (§5), attributes (§14), MESSAGE-INTEGRITY (§14.5),
-//!   MESSAGE-INTEGRITY-SHA256 with its truncated lengths (§14.6), FINGERPRINT (§14.7), password
+//!   MESSAGE-INTEGRITY-SHA256 (§14.6), FINGERPRINT (§14.7), password
 //!   algorithms (§18.5).
 //! - [RFC 8656]: methods (§17), attributes (§18), error codes (§19).
 //!

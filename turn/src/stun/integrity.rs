@@ -56,12 +56,13 @@ impl Integrity {
         }
     }
 
-    /// Whether its value may have this many octets: HMAC-SHA256 may be truncated (RFC 8489 §14.6).
+    /// Whether its value may have this many octets. HMAC-SHA256 may be truncated only where a STUN
+    /// usage says so (RFC 8489 §14.6), and TURN does not.
     #[must_use]
     pub const fn may_have(self, octets: usize) -> bool {
         match self {
             Self::Sha1 => octets == 20,
-            Self::Sha256 => octets >= 16 && octets <= 32 && octets.is_multiple_of(4),
+            Self::Sha256 => octets == 32,
         }
     }
 }
@@ -172,7 +173,7 @@ pub(super) fn verify(key: &Key, integrity: Integrity, before: &[u8], value: &[u8
         && match integrity {
             Integrity::Sha1 => mac::<Hmac<Sha1>>(key, before, length).verify_slice(value).is_ok(),
             Integrity::Sha256 => {
-                mac::<Hmac<Sha256>>(key, before, length).verify_truncated_left(value).is_ok()
+                mac::<Hmac<Sha256>>(key, before, length).verify_slice(value).is_ok()
             }
         }
 }
