@@ -5,6 +5,7 @@
 pub mod artifacts;
 pub mod bench;
 pub mod check;
+pub mod conformance;
 pub mod demo;
 pub mod end_to_end;
 pub mod fuzz;

@@ -8,10 +8,10 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use postern_ci::artifacts::{self, Artifacts};
 use postern_ci::bench::{self, abuse, load, relay};
-use postern_ci::{check, demo, fuzz, packages};
+use postern_ci::{check, conformance, demo, fuzz, packages};
 
 /// Every check, the tests and the demo; installs by apt what is missing, after saying so.
 #[derive(Debug, Parser)]
@@ -38,6 +38,18 @@ enum Task {
         /// Seconds for each target.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+    },
+    /// Holds a TURN server to the RFCs and to our policy, as a black box.
+    Conformance {
+        /// Whose server.
+        #[arg(long, value_enum, default_value_t = Whose::Ours)]
+        peer: Whose,
+        /// How many shards ours has.
+        #[arg(long, default_value_t = 1)]
+        shards: usize,
+        /// Parts of case names; without any, all cases are tried.
+        #[arg(value_name = "CASE")]
+        cases: Vec<String>,
     },
     /// Measures what the project promises; prints figures, asserts nothing.
     Bench {
@@ -68,6 +80,15 @@ enum Bench {
     Abuse,
 }
 
+/// Whose server is held to the cases.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Whose {
+    /// `postern-agent relay`.
+    Ours,
+    /// Debian's coturn.
+    Coturn,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Check => check::run(),
@@ -82,6 +103,7 @@ fn main() -> ExitCode {
             demo::run(&artifacts, &image)
         }),
         Task::Fuzz { seconds } => fuzz::run(Duration::from_secs(seconds)),
+        Task::Conformance { peer, shards, cases } => conformance(peer, shards, &cases),
         Task::Bench { what: None } => privileged(&["bench"], || bench::run(&Artifacts::build()?)),
         Task::Bench { what: Some(what) } => measure(what),
         Task::Load(arguments) => load::serve(arguments),
@@ -110,6 +132,23 @@ fn measure(what: Bench) -> Result<()> {
             relay::run(&program, artifacts.agent, &relay::Options { rounds, only, no_peer })
         }
     }
+}
+
+fn conformance(peer: Whose, shards: usize, cases: &[String]) -> Result<()> {
+    packages::ensure_installed(packages::BUILD)?;
+    packages::ensure_installed(packages::LAB)?;
+    let tested = match peer {
+        Whose::Ours => conformance::Peer::Ours { agent: Artifacts::build()?.agent, shards },
+        Whose::Coturn => conformance::Peer::Coturn,
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return through_sudo(std::env::args_os().skip(1));
+    }
+    println!("{tested}");
+    let summary = conformance::run(&tested, cases)?;
+    println!("{summary}");
+    ensure!(summary.is_as_expected(), "not everything was as expected");
+    Ok(())
 }
 
 fn test() -> Result<()> {

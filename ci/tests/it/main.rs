@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, also outside #[test]")]
 
+mod conformance;
 mod interop;
 mod machine_edge;
 mod namespace_edge;
