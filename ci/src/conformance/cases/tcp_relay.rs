@@ -253,13 +253,13 @@ pub(super) const CASES: &[Case] = &[
         expect_end(&mut peer)?;
         client.hears_nothing()
     }),
-    Case::new("channel_bind_on_a_tcp_allocation_gets_403", "RFC 6062 §4.6", |stage| {
+    Case::new("channel_bind_on_a_tcp_allocation_gets_403", "RFC 6062 §5", |stage| {
         let peer = SocketAddr::new(Place::Media.ip(), 40_000);
         let mut client = control(stage)?;
         let answer = client.request(bind_request(0x4000, peer))?;
         expect(matches!(answer.error_code(), Some(400 | 403)), "error 403 or 400", &answer)
     }),
-    Case::new("a_send_indication_on_a_tcp_allocation_is_ignored", "RFC 6062 §4.6", |stage| {
+    Case::new("a_send_indication_on_a_tcp_allocation_is_ignored", "RFC 6062 §5", |stage| {
         let peer = stage.peer(Place::Media)?;
         let mut client = control(stage)?;
         client.permit(&[peer.address])?;
