@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Everything it sends stays in the namespaces of [`Field`].
+//! 1. Everything it sends stays in the namespaces of `Field`.
 //! 2. Every command ends: load is bounded in time, requests in number and patience.
 
 pub(super) mod attack;
