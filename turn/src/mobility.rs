@@ -21,6 +21,8 @@ pub(crate) const TICKET_LENGTH: usize = 1 + 2 + 8 + 16;
 pub(crate) struct Mobility {
     /// Of the ticket that the client was given last.
     pub(crate) serial: u64,
+    /// Of the ticket of a move that was taken back: its client may not have got the one after it.
+    pub(crate) former: Option<u64>,
     /// There while data still goes to the old 5-tuple.
     pub(crate) moving: Option<Moving>,
     /// The last move, so that the same request gets the same answer.
@@ -37,12 +39,14 @@ pub(crate) struct Moving {
 
 impl Mobility {
     pub(crate) const fn new(serial: u64) -> Self {
-        Self { serial, moving: None, last: None }
+        Self { serial, former: None, moving: None, last: None }
     }
 
     /// Whether a ticket with that serial number moves the allocation.
     pub(crate) fn accepts(&self, serial: u64) -> bool {
-        serial == self.serial || self.moving.is_some_and(|moving| moving.serial == serial)
+        serial == self.serial
+            || self.former == Some(serial)
+            || self.moving.is_some_and(|moving| moving.serial == serial)
     }
 }
 

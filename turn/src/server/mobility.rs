@@ -126,6 +126,7 @@ impl Server {
         drop(tables);
         self.tickets += 1;
         mobility.serial = self.tickets;
+        mobility.former = None;
         mobility.moving = Some(Moving { to: new, serial: ticket.serial });
         mobility.last = Some((new, request.transaction()));
         if let Some(before) = before {
@@ -193,7 +194,8 @@ impl Server {
         else {
             return;
         };
-        if mobility.moving.take().is_some() {
+        if let Some(moving) = mobility.moving.take() {
+            mobility.former = Some(moving.serial);
             self.allocations.drop_client(new, None);
             self.shared.tables().usage.remove_source(Source::of(new.client.ip()));
         }

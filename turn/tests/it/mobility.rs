@@ -316,6 +316,25 @@ fn a_new_connection_that_ends_before_it_sent_data_takes_the_move_back() {
 }
 
 #[test]
+fn a_move_that_was_taken_back_leaves_the_ticket_good_that_it_was_made_with() {
+    let mut lab = Lab::with(mobile());
+    let (_, reply) = allocate(&mut lab, guest(1));
+    let old = reply.value(TICKET);
+    for port in 9..12 {
+        // The connection breaks before the answer with the new ticket arrives.
+        assert_eq!(resume(&mut lab, tcp(abroad(port)), &old).code(), 0);
+        lab.server.handle_client_gone(tcp(abroad(port)), lab.now);
+    }
+
+    let moved = resume(&mut lab, abroad(20), &old);
+    assert_eq!(moved.code(), 0);
+    assert!(lab.channel(abroad(20), 0x4000, b"x").is_some());
+
+    assert_eq!(resume(&mut lab, abroad(21), &old).code(), 437, "a move that is over ends it");
+    assert_eq!(resume(&mut lab, abroad(21), &moved.value(TICKET)).code(), 0);
+}
+
+#[test]
 fn a_flood_of_bad_tickets_leaves_nothing_behind() {
     let mut lab = Lab::sharded(mobile(), 2);
     let (_, reply) = allocate(&mut lab, guest(1));
