@@ -43,8 +43,9 @@ use crate::shared::{Grant, ShardId, Shared};
 use crate::status::{AllocationStatus, Counters, Status};
 use crate::stun::TransactionId;
 
-/// How many freed allocations are remembered for retransmitted Refresh requests.
-const MAX_TOMBSTONES: usize = 256;
+/// How many freed allocations are remembered for Refresh requests that come again: a conference
+/// that ends frees hundreds at once. Some 100 octets each.
+const MAX_TOMBSTONES: usize = 1024;
 
 /// One shard of a TURN server; see the [crate] for how to drive it.
 pub struct Server {

@@ -20,8 +20,8 @@ impl Server {
         identity: &Identity,
         now: Instant,
     ) -> Result<Answer, Failure> {
-        lifetime(request)?;
-        if self.was_ended_by(client, request, identity) {
+        let ends = lifetime(request)?.is_some_and(|asked| asked.is_zero());
+        if ends && self.was_ended_by(client, request, identity) {
             return Ok(Answer::Lifetime(std::time::Duration::ZERO));
         }
         match request.attribute(AttributeType::MOBILITY_TICKET) {

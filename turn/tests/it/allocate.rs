@@ -277,3 +277,25 @@ fn a_client_that_goes_while_its_port_is_opened_gives_back_the_reserved_port_too(
         lab.allocate(guest(port));
     }
 }
+
+#[test]
+fn a_late_copy_of_a_refresh_to_zero_does_not_end_the_next_allocation() {
+    let mut lab = Lab::with(Settings { media_ports: Some(24000..=30000), ..settings() });
+    let (login, _) = lab.allocate(guest(1));
+    let request = lab.begin(Method::REFRESH).attribute(AttributeType::LIFETIME, &[0; 4]);
+    let request = login.sign(request);
+    let first = lab.send(guest(1), &request).unwrap();
+    // Meanwhile a conference ends.
+    for port in 1000..2000 {
+        let request = lab.begin_allocate();
+        assert_eq!(lab.ask(guest(port), &login, request).code(), 0);
+        assert_eq!(lab.refresh(guest(port), &login, 0).code(), 0);
+    }
+    let again = lab.begin_allocate();
+    assert_eq!(lab.ask(guest(1), &login, again).code(), 0);
+
+    let late = lab.send(guest(1), &request).unwrap();
+
+    assert_eq!(late, first);
+    assert_eq!(lab.refresh(guest(1), &login, 600).code(), 0);
+}
