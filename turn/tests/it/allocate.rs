@@ -299,3 +299,31 @@ fn a_late_copy_of_a_refresh_to_zero_does_not_end_the_next_allocation() {
     assert_eq!(late, first);
     assert_eq!(lab.refresh(guest(1), &login, 600).code(), 0);
 }
+
+#[test]
+fn another_user_s_request_with_the_same_transaction_id_is_no_retransmission() {
+    let mut lab = Lab::new();
+    let (alice, bob) = (lab.alice(guest(1)), lab.bob(guest(1)));
+    let allocate = lab.begin_allocate();
+    let end = lab.begin(Method::REFRESH).attribute(AttributeType::LIFETIME, &[0; 4]);
+
+    assert_eq!(lab.ask(guest(1), &alice, allocate.clone()).code(), 0);
+    assert_eq!(lab.ask(guest(1), &bob, allocate).code(), 437);
+    assert_eq!(lab.ask(guest(1), &alice, end.clone()).code(), 0);
+    assert_eq!(lab.ask(guest(1), &bob, end).code(), 437);
+}
+
+#[test]
+fn of_even_ports_that_another_program_holds_the_next_ones_are_given_back() {
+    let mut lab = Lab::with(Settings { media_ports: Some(24000..=24003), ..settings() });
+    lab.held = BTreeSet::from([24000, 24002]);
+    let login = lab.alice(guest(1));
+    let request = lab.begin_allocate().attribute(AttributeType::EVEN_PORT, &[0x80]);
+
+    assert_eq!(lab.ask(guest(1), &login, request).code(), 508);
+
+    lab.held.clear();
+    for port in 1..=4 {
+        lab.allocate(guest(port));
+    }
+}
