@@ -44,6 +44,7 @@ pub const IMAGE: &[&str] = &[
     "mtools",
     "kmod",
     "binutils",
+    "cpio",
 ];
 
 /// Installs what is missing of `wanted` with apt-get, as root or through sudo.
